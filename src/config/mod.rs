@@ -1,0 +1,7 @@
+//! What the user asked for, as plain data.
+//!
+//! `spec` is the whole of a virtual machine's description; `keyvalue` reads the `key=value,...` text of an option.
+//! Nothing here opens a file or makes a system call: what the words mean for the host is found out when the machine
+//! is built. Runs on the main thread before anything else is started.
+
+pub mod spec;

@@ -1,0 +1,126 @@
+//! `VmSpec`: one virtual machine as its user described it, checked in itself and not yet against the host.
+//!
+//! Every spelling (the command line now, a file later) ends here, and everything that is built starts from here.
+
+use std::path::PathBuf;
+
+/// The most iothreads a machine may have (rule D1.2).
+pub const MAX_IOTHREADS: usize = 8;
+/// The most vCPUs a machine may have: their local APIC ids and the I/O APIC's fit eight bits.
+pub const MAX_CPUS: u8 = 254;
+/// The least guest memory, in bytes: below it no kernel we know of unpacks itself.
+pub const MIN_MEMORY_BYTES: u64 = 16 << 20;
+/// The most guest memory, in bytes.
+pub const MAX_MEMORY_BYTES: u64 = 512 << 30;
+/// The most virtio devices of all kinds together: interrupts 5 to 15 (rule D3.4).
+pub const MAX_VIRTIO_DEVICES: usize = 11;
+
+/// One virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSpec {
+    /// `-name`: what `query-name` answers; empty when not given.
+    pub name: String,
+    /// `-smp`: 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// `-m`: bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// `-machine dump-guest-core=`: whether guest memory is part of a core dump of the monitor.
+    pub dump_guest_core: bool,
+    /// `-machine mem-share=`: whether guest memory is mapped shared.
+    pub mem_share: bool,
+    /// `-kernel`.
+    pub kernel: PathBuf,
+    /// `-initrd`.
+    pub initrd: Option<PathBuf>,
+    /// `-append`: the words as given, joined by blanks; the monitor adds its own behind them.
+    pub append: String,
+    /// `-drive`, in the order given: `/dev/vda`, `/dev/vdb`, ...
+    pub drives: Vec<DriveSpec>,
+    /// `-iothread`, in the order given.
+    pub iothreads: Vec<IothreadSpec>,
+    /// `-serial`: what the first serial port is connected to.
+    pub serial: SerialSpec,
+    /// `-qmp` and `-api-channel`: the management sockets, in the order given.
+    pub qmp: Vec<PathBuf>,
+    /// `-D`: where the log goes.
+    pub log: LogSpec,
+    /// `-pidfile`.
+    pub pidfile: Option<PathBuf>,
+    /// `-daemonize`.
+    pub daemonize: bool,
+    /// `-freeze`, `-S`: the vCPUs wait for the first `cont`.
+    pub freeze: bool,
+}
+
+/// `-drive`: a virtio-blk device and the file behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveSpec {
+    /// The name that QMP and messages use; unique among devices.
+    pub id: String,
+    /// A regular file or block device.
+    pub file: PathBuf,
+    /// `readonly=`.
+    pub access: Access,
+    /// `direct=`.
+    pub cache: Cache,
+    /// What the guest reads as the disk's serial number: at most 20 bytes.
+    pub serial: Option<String>,
+    /// The id of the iothread that serves it (rules D1.6, D1.8); the main loop if none.
+    pub iothread: Option<String>,
+    /// `aio=`.
+    pub aio: Aio,
+}
+
+/// Whether the guest may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `readonly=on`
+    ReadOnly,
+    /// `readonly=off`
+    ReadWrite,
+}
+
+/// Whether the host's page cache stands between guest and disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// `direct=on`: O_DIRECT.
+    Direct,
+    /// `direct=off`: through the page cache.
+    Buffered,
+}
+
+/// How requests reach the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aio {
+    /// io_uring where the host's kernel has it, threads elsewhere (the default).
+    Auto,
+    /// io_uring or an error.
+    IoUring,
+    /// A small pool of threads.
+    Threads,
+}
+
+/// `-iothread`: one event loop of its own thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IothreadSpec {
+    /// The thread's name on the host, and what a device names (rule D1.7).
+    pub id: String,
+}
+
+/// What the serial port is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SerialSpec {
+    /// Nothing: no `-serial`.
+    None,
+    /// `-serial stdio`.
+    Stdio,
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogSpec {
+    /// Standard error: no `-D`, or `-D` without a file.
+    Stderr,
+    /// `-D FILE`: appended to, mode 0640.
+    File(PathBuf),
+}

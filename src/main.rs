@@ -1,0 +1,2 @@
+//! The program: parse, log, build the machine, run the main loop, join, exit code.
+fn main() {}
