@@ -6,6 +6,7 @@
 .set CR4_VALUE, 0x620                 # PAE, OSFXSR, OSXMMEXCPT
 .set CR0_VALUE, 0x80000033            # PG, NE, ET, MP, PE
 .set MSR_EFER, 0xc0000080
+.set SERVICE, 0x5e641ce
 .set USER_FLAGS, 0x3002             # IOPL 3 (some hosts look at it, some at the bitmap of the TSS)
 .set KERNEL_CODE, 0x08
 .set USER_CODE, 0x1b
@@ -95,10 +96,13 @@ to_ring3:
     push rcx
     iretq
 
-# What ring 3 may ask for, by `int 0x80` with the number in rax.
-.balign 16
-.globl service_gate
-service_gate:
+# What ring 3 may ask for, by UD2 with SERVICE in r11d and the number in eax. An exception is what every host delivers:
+# software-only KVM does not know INT n in long mode.
+invalid_opcode:
+    cmp r11d, SERVICE
+    jne plain_exception
+    add qword ptr [rsp + 16], 2 # past UD2
+    add rsp, 16                 # the error code and the vector
     cmp eax, 1
     jb halt
     je wait
@@ -155,6 +159,9 @@ exception_gates:
     .set vector, vector + 1
 .endr
 exception_common:
+    cmp dword ptr [rsp], 6
+    je invalid_opcode
+plain_exception:
     mov eax, 1
     xchg eax, [rip + exception_seen]
     test eax, eax

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
 
-/// Nanoseconds in a tick, times 2^32. Zero until `start`.
-static SCALE: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds in a tick, times 2^32.
+static SCALE: AtomicU64 = AtomicU64::new(1 << 32);
 
 /// Where the scale came from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,8 +21,9 @@ pub enum Source {
 
 /// Asks KVM for the scale of the time-stamp counter.
 pub fn start() {
-    let scale = kvm_scale().unwrap_or(1 << 32);
-    SCALE.store(scale, Ordering::Relaxed);
+    if let Some(scale) = kvm_scale() {
+        SCALE.store(scale, Ordering::Relaxed);
+    }
 }
 
 /// Where the time comes from.
@@ -65,7 +66,7 @@ pub fn now() -> u64 {
 
 /// A number of nanoseconds in ticks, to compare `cpu::ticks` with.
 pub fn to_ticks(ns: u64) -> u64 {
-    ((u128::from(ns) << 32) / u128::from(SCALE.load(Ordering::Relaxed).max(1))) as u64
+    ((u128::from(ns) << 32) / u128::from(SCALE.load(Ordering::Relaxed))) as u64
 }
 
 /// Keeps the processor busy for `ns` nanoseconds.

@@ -34,13 +34,17 @@ pub fn full_fence() {
     core::sync::atomic::fence(Ordering::SeqCst);
 }
 
-/// Calls service `number` of ring 0 (`service_gate` in boot.s) and returns eax, ebx, ecx and edx.
+/// What tells a call of ring 0 from an invalid instruction; `boot.s` has it too.
+const SERVICE: u32 = 0x5e6_41ce;
+
+/// Calls service `number` of ring 0 (`invalid_opcode` in boot.s) and returns eax, ebx, ecx and edx.
 fn service(number: u32, c: u32, d: u32, si: u32) -> [u32; 4] {
     let (a, b, c_out, d_out): (u32, u64, u32, u32);
     // SAFETY: the gate changes these registers only; rbx is the compiler's, so it is put back.
     unsafe {
-        asm!("mov {b}, rbx", "int 0x80", "xchg {b}, rbx", b = out(reg) b,
-            inout("eax") number => a, inout("ecx") c => c_out, inout("edx") d => d_out, in("esi") si);
+        asm!("mov {b}, rbx", "ud2", "xchg {b}, rbx", b = out(reg) b,
+            inout("eax") number => a, inout("ecx") c => c_out, inout("edx") d => d_out, in("esi") si,
+            in("r11d") SERVICE);
     }
     [a, b as u32, c_out, d_out]
 }

@@ -10,14 +10,12 @@ unsafe extern "C" {
     safe static interrupt_device: [AtomicU64; 32];
     safe static exception_gates: u8;
     safe static interrupt_gates: u8;
-    safe static service_gate: u8;
     safe static spurious_gate: u8;
 }
 
 /// The vector of line 0; each line has its own up to 31.
 const FIRST_VECTOR: u32 = 0x20;
 const SPURIOUS_VECTOR: u32 = 0xff;
-const SERVICE_VECTOR: usize = 0x80;
 
 const LOCAL_APIC: u64 = 0xfee0_0000;
 const IO_APIC: u64 = 0xfec0_0000;
@@ -47,16 +45,15 @@ pub enum Trigger {
 /// Fills the IDT: until then an exception ends the machine.
 pub fn fill_gates() {
     for vector in 0..32 {
-        gate(vector, &raw const exception_gates as u64 + 16 * vector as u64, 0);
-        gate(FIRST_VECTOR as usize + vector, &raw const interrupt_gates as u64 + 16 * vector as u64, 0);
+        gate(vector, &raw const exception_gates as u64 + 16 * vector as u64);
+        gate(FIRST_VECTOR as usize + vector, &raw const interrupt_gates as u64 + 16 * vector as u64);
     }
-    gate(SPURIOUS_VECTOR as usize, &raw const spurious_gate as u64, 0);
-    gate(SERVICE_VECTOR, &raw const service_gate as u64, 3);
+    gate(SPURIOUS_VECTOR as usize, &raw const spurious_gate as u64);
 }
 
-/// An interrupt gate to ring 0 that code of ring `from` may call.
-fn gate(vector: usize, address: u64, from: u64) {
-    let low = address & 0xffff | 0x08 << 16 | (0x8e00 | from << 13) << 32 | (address & 0xffff_0000) << 32;
+/// An interrupt gate to ring 0.
+fn gate(vector: usize, address: u64) {
+    let low = address & 0xffff | 0x08 << 16 | 0x8e00 << 32 | (address & 0xffff_0000) << 32;
     idt[2 * vector].store(low, Ordering::Relaxed);
     idt[2 * vector + 1].store(address >> 32, Ordering::Relaxed);
 }

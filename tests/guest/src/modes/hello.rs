@@ -1,7 +1,6 @@
 //! `hello`: what the guest sees of its machine.
 
 use crate::clock::{self, Source};
-use crate::cpu;
 use crate::memory;
 use crate::start::Machine;
 use crate::text::Outcome;
@@ -17,8 +16,6 @@ pub fn run(machine: &Machine) -> Outcome {
     let ram_kib = machine.ram >> 10;
     let free_kib = memory::free() >> 10;
     say!("hello: protocol={} clock={clock} ram_kib={ram_kib} free_kib={free_kib}", machine.protocol);
-    let features = cpu::cpuid(1);
-    say!("hello: cpuid=1 eax={:#x} ecx={:#x} edx={:#x}", features[0], features[2], features[3]);
     say!("hello: devices={}", Device::all(machine.words).count());
     let mut disks = 0;
     for device in Device::all(machine.words) {
