@@ -100,6 +100,13 @@ impl Disk {
         self.bring_up()
     }
 
+    /// Brings the disk, which has been reset, up again on another queue; returns the old one.
+    pub fn start_on(&mut self, ring: Ring) -> Outcome<Ring> {
+        let old = core::mem::replace(&mut self.ring, ring);
+        self.bring_up()?;
+        Ok(old)
+    }
+
     fn bring_up(&mut self) -> Outcome {
         self.device.negotiate(self.features)?;
         self.capacity_sectors = u64::from(self.config32(0)) | u64::from(self.config32(4)) << 32;
