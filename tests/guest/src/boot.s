@@ -58,9 +58,9 @@ pvh_entry:
     mov eax, CR0_VALUE
     mov cr0, eax
     lgdt [gdt_pointer]
-.att_syntax
-    ljmp $8, $long_mode
-.intel_syntax noprefix
+    .byte 0xea                  # far jump
+    .long long_mode
+    .word KERNEL_CODE
 
 # Both roads meet: edi = 0 (boot_params) or 1 (hvm_start_info), esi = its address.
 .code64
@@ -225,12 +225,11 @@ ap_begin:
     rdmsr
     or eax, 0x100
     wrmsr
-.att_syntax
-    lgdtl ap_gdt_pointer - ap_begin
-.intel_syntax noprefix
+    .byte 0x66, 0x0f, 0x01, 0x16 # LGDT with a 32-bit base
+    .word ap_gdt_pointer - ap_begin
     mov eax, CR0_VALUE
     mov cr0, eax
-    .byte 0x66, 0xea            # far jump, 32-bit offset
+    .byte 0x66, 0xea            # far jump with a 32-bit offset
     .long ap_long_mode
     .word KERNEL_CODE
 ap_gdt_pointer:
@@ -304,7 +303,7 @@ cpu_areas:
 .globl idt
 idt:
     .skip 16 * 256
-    .skip 0x10000
+    .skip 0x20000
 first_stack_top:
     .skip 0x2000
 exception_stack_top:

@@ -3,8 +3,8 @@
 //! Only the scale is taken from the page, so the clock runs evenly whatever the monitor does with the offset, and reading
 //! it is native. Without kvm-clock a tick counts as a nanosecond, and `hello` says so.
 
-use crate::memory::{self, Dma};
 use crate::cpu;
+use crate::memory::{self, Dma};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;

@@ -13,7 +13,7 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn new() -> Self {
-        Histogram { counts: memory::table(STEPS * 64), total: 0, max: 0 }
+        Histogram { counts: memory::table(STEPS * 64, 0), total: 0, max: 0 }
     }
 
     /// Counts one duration.

@@ -26,6 +26,9 @@ core::arch::global_asm!(include_str!("boot.s"));
 use start::Machine;
 use text::Outcome;
 
+/// How long the monitor has to end the machine before a triple fault does.
+const END_NS: u64 = 200_000_000;
+
 /// The first function in ring 3, on the boot processor.
 ///
 /// `protocol` is 0 for the Linux 64-bit boot protocol and 1 for PVH; `address` is that of boot_params or
@@ -48,14 +51,12 @@ fn end(words: words::Words, outcome: Outcome) -> ! {
     }
     match words.get("end") {
         Some("hang") => cpu::halt(),
-        Some("triple") => {}
+        Some("triple") => cpu::triple_fault(),
         // SLP_TYP 5 and SLP_EN in the sleep control register of hardware-reduced ACPI.
         Some("acpi") => cpu::out8(words.number("sleep_port", 0x600) as u16, 5 << 2 | 1 << 5),
-        _ => cpu::out8(0x64, 0xfe),
+        _ => reset(),
     }
-    if words.get("end") != Some("triple") {
-        clock::spin_ns(200_000_000);
-    }
+    clock::spin_ns(END_NS);
     cpu::triple_fault()
 }
 
@@ -65,15 +66,18 @@ extern "C" fn ring3_exception() -> ! {
     let [vector, error, rip, cr2] = cpu::exception();
     say!("exception: vector={vector} error={error:#x} rip={rip:#x} cr2={cr2:#x}");
     say!("guest: FAILED exception {vector} at {rip:#x}");
+    reset()
+}
+
+/// Ends the virtual machine when the command line cannot be asked how.
+fn reset() -> ! {
     cpu::out8(0x64, 0xfe);
-    clock::spin_ns(200_000_000);
+    clock::spin_ns(END_NS);
     cpu::triple_fault()
 }
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
     say!("guest: FAILED {info}");
-    cpu::out8(0x64, 0xfe);
-    clock::spin_ns(200_000_000);
-    cpu::triple_fault()
+    reset()
 }

@@ -1,8 +1,10 @@
 //! Guest memory: pieces taken from what is free above the image and never given back, and device registers.
 //!
-//! Devices read and write this memory while we do, so all access is volatile and no reference into it is made. Addresses
+//! Devices read and write this memory while we do, so all access is by an
+//! assembler MOV and no reference into it is made. Addresses
 //! are physical and virtual at once: the first 4 GiB are mapped one to one.
 
+use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,19 +41,58 @@ pub fn free() -> u64 {
     END.load(Ordering::Relaxed).saturating_sub(FREE.load(Ordering::Relaxed))
 }
 
-/// An integer, for which zeroed memory is a value.
-pub trait Integer: Copy {}
-impl Integer for u8 {}
-impl Integer for u16 {}
-impl Integer for u32 {}
-impl Integer for u64 {}
-
-/// Takes a table of `len` zeros that no device knows of.
-pub fn table<T: Integer>(len: usize) -> &'static mut [T] {
-    let dma = take((len * size_of::<T>()) as u64);
-    // SAFETY: zeroed, aligned to a page, never handed out again, and valid for any integer.
-    unsafe { core::slice::from_raw_parts_mut(dma.address as *mut T, len) }
+/// Takes a table of `len` times `value` that no device knows of.
+pub fn table<T: Copy>(len: usize, value: T) -> &'static mut [T] {
+    const { assert!(align_of::<T>() <= 4096) };
+    let first = take_as_is((len * size_of::<T>()) as u64).address as *mut T;
+    for index in 0..len {
+        // SAFETY: inside the piece just taken, which is aligned to a page.
+        unsafe { first.add(index).write(value) };
+    }
+    // SAFETY: all of it is written, and `take_as_is` never hands it out again.
+    unsafe { core::slice::from_raw_parts_mut(first, len) }
 }
+
+/// A value that one plain MOV reads or writes: what the emulators of KVM decode, aligned or not.
+pub trait Word: Copy {
+    /// # Safety
+    /// The address is mapped.
+    unsafe fn load(address: u64) -> Self;
+    /// # Safety
+    /// The address is mapped, and is a device's or nobody's.
+    unsafe fn store(self, address: u64);
+}
+
+macro_rules! word {
+    ($type:ty, $class:ident, $modifier:literal) => {
+        impl Word for $type {
+            #[inline]
+            unsafe fn load(address: u64) -> Self {
+                let value;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(concat!("mov {value", $modifier, "}, [{address}]"), value = out($class) value,
+                        address = in(reg) address, options(nostack, preserves_flags));
+                }
+                value
+            }
+
+            #[inline]
+            unsafe fn store(self, address: u64) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(concat!("mov [{address}], {value", $modifier, "}"), value = in($class) self,
+                        address = in(reg) address, options(nostack, preserves_flags));
+                }
+            }
+        }
+    };
+}
+
+word!(u8, reg_byte, "");
+word!(u16, reg, ":x");
+word!(u32, reg, ":e");
+word!(u64, reg, ":r");
 
 /// A piece of memory that a device may know of.
 #[derive(Clone, Copy)]
@@ -77,21 +118,17 @@ impl Dma {
     }
 
     #[inline]
-    fn pointer<T>(&self, offset: u64) -> *mut T {
+    fn read<T: Word>(&self, offset: u64) -> T {
         assert!(offset < self.len && self.len - offset >= size_of::<T>() as u64);
-        (self.address + offset) as *mut T
+        // SAFETY: inside a piece that `take` handed out.
+        unsafe { T::load(self.address + offset) }
     }
 
     #[inline]
-    fn read<T: Integer>(&self, offset: u64) -> T {
-        // SAFETY: `pointer` keeps it inside a piece that `take` handed out.
-        unsafe { ptr::read_volatile(self.pointer(offset)) }
-    }
-
-    #[inline]
-    fn write<T: Integer>(&self, offset: u64, value: T) {
-        // SAFETY: as `read`.
-        unsafe { ptr::write_volatile(self.pointer(offset), value) }
+    fn write<T: Word>(&self, offset: u64, value: T) {
+        assert!(offset < self.len && self.len - offset >= size_of::<T>() as u64);
+        // SAFETY: as `read`; no reference into the piece exists.
+        unsafe { value.store(self.address + offset) }
     }
 
     pub fn read8(&self, offset: u64) -> u8 {
@@ -135,7 +172,8 @@ impl Dma {
 
     /// A number that changes, very probably, when any byte of the piece does. The length is a multiple of 8.
     pub fn digest(&self) -> u64 {
-        (0..self.len / 8).fold(0, |sum: u64, i| (sum ^ self.read64(8 * i)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+        (0..self.len / 8)
+            .fold(0, |sum: u64, i| (sum ^ self.read64(8 * i)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
     }
 }
 
@@ -154,22 +192,22 @@ impl Registers {
         self.base
     }
 
-    fn pointer<T>(&self, offset: u64) -> *mut T {
+    fn address(&self, offset: u64) -> u64 {
         let address = self.base + offset;
         assert!(address < 1 << 32, "address {address:#x} is not mapped");
-        address as *mut T
+        address
     }
 
     /// Reads a register of the width of `T`.
-    pub fn read<T: Integer>(&self, offset: u64) -> T {
+    pub fn read<T: Word>(&self, offset: u64) -> T {
         // SAFETY: mapped; a read of a register or of memory changes nothing that Rust knows of.
-        unsafe { ptr::read_volatile(self.pointer(offset)) }
+        unsafe { T::load(self.address(offset)) }
     }
 
     /// Writes a register of the width of `T`.
-    pub fn write<T: Integer>(&self, offset: u64, value: T) {
+    pub fn write<T: Word>(&self, offset: u64, value: T) {
         // SAFETY: mapped; callers name device registers, or low memory that nothing else uses.
-        unsafe { ptr::write_volatile(self.pointer(offset), value) }
+        unsafe { value.store(self.address(offset)) }
     }
 
     pub fn read32(&self, offset: u64) -> u32 {
@@ -188,7 +226,9 @@ mod for_the_compiler {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
         // SAFETY: the caller owns both ranges.
-        unsafe { asm!("rep movsb", inout("rdi") to => _, inout("rsi") from => _, inout("rcx") len => _, options(nostack, preserves_flags)) };
+        unsafe {
+            asm!("rep movsb", inout("rdi") to => _, inout("rsi") from => _, inout("rcx") len => _, options(nostack, preserves_flags))
+        };
         to
     }
 
@@ -209,7 +249,9 @@ mod for_the_compiler {
     #[unsafe(no_mangle)]
     unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
         // SAFETY: the caller owns the range.
-        unsafe { asm!("rep stosb", inout("rdi") to => _, in("al") byte as u8, inout("rcx") len => _, options(nostack, preserves_flags)) };
+        unsafe {
+            asm!("rep stosb", inout("rdi") to => _, in("al") byte as u8, inout("rcx") len => _, options(nostack, preserves_flags))
+        };
         to
     }
 

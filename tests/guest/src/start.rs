@@ -26,7 +26,13 @@ impl Machine {
         // hvm_start_info: cmdline_paddr u64 at 24, memmap_paddr u64 at 40, memmap_entries u32 at 48 (24 bytes an entry).
         // An entry of either begins with address u64, size u64, type u32, and RAM is type 1.
         let (name, line, map, entries, step) = match protocol {
-            0 => ("linux64", u64::from(block.read32(0x228)), block.base() + 0x2d0, u64::from(block.read::<u8>(0x1e8)), 20),
+            0 => (
+                "linux64",
+                u64::from(block.read32(0x228)),
+                block.base() + 0x2d0,
+                u64::from(block.read::<u8>(0x1e8)),
+                20,
+            ),
             _ => ("pvh", block.read(24), block.read(40), u64::from(block.read32(48)), 24),
         };
         let map = Registers::new(map);
@@ -52,7 +58,7 @@ fn copy_line(address: u64) -> &'static str {
     if address == 0 {
         return "";
     }
-    let (from, to) = (Registers::new(address), memory::table::<u8>(COMMAND_LINE));
+    let (from, to) = (Registers::new(address), memory::table(COMMAND_LINE, 0u8));
     let mut len = 0;
     while len < COMMAND_LINE {
         to[len] = from.read(len as u64);

@@ -1,24 +1,18 @@
-//! Short formatted text without an allocator, and what a failed test returns.
+//! Formatted text without an allocator, and what a failed test returns.
 
+use crate::memory;
 use core::fmt;
 
-/// At most 200 bytes of text; what is longer is cut.
-pub struct Text {
-    bytes: [u8; 200],
+/// Longest text; what is longer is cut.
+const LONGEST: usize = 200;
+
+/// A buffer that is being written.
+struct Buffer {
+    bytes: &'static mut [u8],
     len: usize,
 }
 
-impl Text {
-    /// The formatted text.
-    pub fn new(arguments: fmt::Arguments) -> Self {
-        let mut text = Text { bytes: [0; 200], len: 0 };
-        // Cutting is the only way to fail, and is meant.
-        let _ = fmt::write(&mut text, arguments);
-        text
-    }
-}
-
-impl fmt::Write for Text {
+impl fmt::Write for Buffer {
     fn write_str(&mut self, part: &str) -> fmt::Result {
         for byte in part.bytes() {
             *self.bytes.get_mut(self.len).ok_or(fmt::Error)? = byte;
@@ -28,17 +22,20 @@ impl fmt::Write for Text {
     }
 }
 
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(core::str::from_utf8(&self.bytes[..self.len]).unwrap_or("(cut text)"))
-    }
+/// The formatted text, in memory taken for it: it is for the few that are made.
+pub fn format(arguments: fmt::Arguments) -> &'static str {
+    let mut buffer = Buffer { bytes: memory::table(LONGEST, 0), len: 0 };
+    // Cutting is the only way to fail, and is meant.
+    let _ = fmt::write(&mut buffer, arguments);
+    let (text, _) = buffer.bytes.split_at(buffer.len);
+    core::str::from_utf8(text).unwrap_or("(cut text)")
 }
 
-/// Why a test failed: the words after `guest: FAILED`.
-pub type Outcome<T = ()> = Result<T, Text>;
+/// The error is why a test failed: the words after `guest: FAILED`.
+pub type Outcome<T = ()> = Result<T, &'static str>;
 
 /// Returns from the function with a formatted reason.
 #[macro_export]
 macro_rules! fail {
-    ($($part:tt)*) => { return Err($crate::text::Text::new(format_args!($($part)*))) };
+    ($($part:tt)*) => { return Err($crate::text::format(format_args!($($part)*))) };
 }

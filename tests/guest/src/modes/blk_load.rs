@@ -8,7 +8,7 @@ use crate::modes::random::Random;
 use crate::text::Outcome;
 use crate::virtio::blk::{self, Disk, F_RO, S_OK, SECTOR, T_IN, T_OUT};
 use crate::virtio::mmio::{F_EVENT_IDX, F_INDIRECT_DESC};
-use crate::virtio::pool::{MAX_DEPTH, Pool};
+use crate::virtio::pool::Pool;
 use crate::words::Words;
 
 /// Most disks under load at once: as many as a machine has slots.
@@ -53,7 +53,7 @@ impl Plan {
             _ => fail!("op={name} is not read, write or mixed"),
         };
         let size = words.number("bs", 4096);
-        if size == 0 || size % SECTOR != 0 {
+        if size == 0 || !size.is_multiple_of(SECTOR) {
             fail!("bs={size} is not a multiple of {SECTOR}");
         }
         let indirect = words.is("indirect", "on");
@@ -92,7 +92,7 @@ struct Lane {
     pool: Pool,
     random: Random,
     blocks: u64,
-    sent_at: [u64; MAX_DEPTH as usize],
+    sent_at: &'static mut [u64],
     histogram: Histogram,
     windows: &'static mut [u32],
     in_flight: u64,
@@ -123,9 +123,9 @@ impl Lane {
             pool,
             random: Random::new(number + 1),
             blocks,
-            sent_at: [0; MAX_DEPTH as usize],
+            sent_at: memory::table(plan.depth as usize, 0),
             histogram: Histogram::new(),
-            windows: memory::table(if plan.windows { WINDOWS } else { 0 }),
+            windows: memory::table(if plan.windows { WINDOWS } else { 0 }, 0),
             in_flight: 0,
             sent: 0,
             done: 0,

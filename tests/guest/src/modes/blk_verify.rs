@@ -8,7 +8,7 @@ use crate::serial;
 use crate::text::Outcome;
 use crate::virtio::blk::{self, Disk, F_RO, S_OK, SECTOR, T_IN, T_OUT};
 use crate::virtio::mmio::F_INDIRECT_DESC;
-use crate::virtio::pool::{MAX_DEPTH, Pool};
+use crate::virtio::pool::Pool;
 use crate::words::Words;
 
 const MOST_DISKS: usize = 11;
@@ -41,7 +41,7 @@ struct Lane {
     /// Whether a request in flight touches the block.
     busy: &'static mut [u8],
     /// What a slot has in flight: block and type.
-    sent: [(u64, u32); MAX_DEPTH as usize],
+    sent: &'static mut [(u64, u32)],
     in_flight: u64,
     reads: u64,
     writes: u64,
@@ -106,7 +106,7 @@ impl Lane {
     fn new(disk: Disk, words: Words) -> Outcome<Lane> {
         let number = disk.number;
         let size = words.number("bs", 4096);
-        if disk.has(F_RO) || size == 0 || size % SECTOR != 0 {
+        if disk.has(F_RO) || size == 0 || !size.is_multiple_of(SECTOR) {
             fail!("disk {number} is read-only, or bs={size} is not a multiple of {SECTOR}");
         }
         let blocks = (disk.capacity_sectors * SECTOR).min(words.number("region", 16 << 20)) / size;
@@ -119,9 +119,9 @@ impl Lane {
             size,
             random: Random::new(words.number("seed", 1) + number),
             phase: Phase::Load,
-            sequence: memory::table(blocks as usize),
-            busy: memory::table(blocks as usize),
-            sent: [(0, T_IN); MAX_DEPTH as usize],
+            sequence: memory::table(blocks as usize, 0),
+            busy: memory::table(blocks as usize, 0),
+            sent: memory::table(depth as usize, (0, T_IN)),
             in_flight: 0,
             reads: 0,
             writes: 0,

@@ -87,8 +87,7 @@ impl Disk {
         }
         let size = 1 << max.min(queue).ilog2();
         let ring = Ring::new(size as u16, features & F_EVENT_IDX != 0);
-        let mut disk =
-            Disk { device, number, features, capacity_sectors: 0, ring, scratch: memory::take(8192) };
+        let mut disk = Disk { device, number, features, capacity_sectors: 0, ring, scratch: memory::take(8192) };
         disk.bring_up()?;
         Ok(disk)
     }

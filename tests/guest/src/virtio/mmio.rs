@@ -115,7 +115,9 @@ impl Device {
     pub fn set_queue(&self, index: u32, ring: &Ring) {
         self.registers.write32(QUEUE_SEL, index);
         self.registers.write32(QUEUE_NUM, u32::from(ring.size()));
-        for (register, address) in [(QUEUE_DESC, ring.desc()), (QUEUE_DRIVER, ring.driver()), (QUEUE_DEVICE, ring.device())] {
+        for (register, address) in
+            [(QUEUE_DESC, ring.desc()), (QUEUE_DRIVER, ring.driver()), (QUEUE_DEVICE, ring.device())]
+        {
             self.set_address(register, address);
         }
         self.registers.write32(QUEUE_READY, 1);

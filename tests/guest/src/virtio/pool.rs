@@ -21,7 +21,7 @@ struct Slot {
     data_desc: Dma,
 }
 
-/// Requests of one size on one disk. At most `MAX_DEPTH` of them.
+/// Requests of one size on one disk.
 pub struct Pool {
     pub disk: Disk,
     depth: u16,
@@ -29,23 +29,21 @@ pub struct Pool {
     indirect: bool,
     scratch: Dma,
     data: Dma,
-    slots: [Slot; MAX_DEPTH as usize],
+    slots: &'static mut [Slot],
 }
-
-pub const MAX_DEPTH: u64 = 256;
 
 impl Pool {
     /// `depth` slots of `size` bytes each; with `indirect` each chain is a table of its own.
     pub fn new(disk: Disk, depth: u64, size: u64, indirect: bool) -> Outcome<Pool> {
         let entries = u64::from(disk.ring.size());
-        let most = if indirect { entries } else { entries / u64::from(CHAIN) }.min(MAX_DEPTH);
+        let most = if indirect { entries } else { entries / u64::from(CHAIN) };
         if depth == 0 || depth > most {
             fail!("disk {}: depth={depth} is outside 1 to {most} with a queue of {entries}", disk.number);
         }
         let scratch = memory::take(SCRATCH * depth);
         let data = memory::take(size * depth);
         let idle = Slot { in_flight: false, kind: T_IN, scratch, data_desc: scratch };
-        let slots = [idle; MAX_DEPTH as usize];
+        let slots = memory::table(depth as usize, idle);
         let mut pool = Pool { disk, depth: depth as u16, size, indirect, scratch, data, slots };
         pool.write_chains();
         Ok(pool)
@@ -57,7 +55,8 @@ impl Pool {
         for slot in 0..self.depth {
             let scratch = self.scratch.piece(SCRATCH * u64::from(slot), SCRATCH);
             let (table, first) = if self.indirect { (scratch.piece(32, 48), 0) } else { (ring, CHAIN * slot) };
-            let data = Desc { address: self.data(slot).at(0), len: self.size as u32, flags: NEXT | WRITE, next: first + 2 };
+            let data =
+                Desc { address: self.data(slot).at(0), len: self.size as u32, flags: NEXT | WRITE, next: first + 2 };
             Desc { address: scratch.at(0), len: 16, flags: NEXT, next: first + 1 }.write(&table, first);
             data.write(&table, first + 1);
             Desc { address: scratch.at(16), len: 1, flags: WRITE, next: 0 }.write(&table, first + 2);
@@ -107,7 +106,7 @@ impl Pool {
         let step = if self.indirect { 1 } else { u32::from(CHAIN) };
         let slot = head / step;
         let number = self.disk.number;
-        if head % step != 0 || slot >= u32::from(self.depth) {
+        if !head.is_multiple_of(step) || slot >= u32::from(self.depth) {
             fail!("disk {number}: completion of head {head}, which was never sent");
         }
         let at = &mut self.slots[slot as usize];

@@ -2,7 +2,7 @@
 
 use super::{Answer, Case, Victim};
 use crate::text::Outcome;
-use crate::virtio::blk::{F_DISCARD, F_WRITE_ZEROES, KNOWN, Disk, Layout, T_DISCARD, T_IN, T_WRITE_ZEROES};
+use crate::virtio::blk::{Disk, F_DISCARD, F_WRITE_ZEROES, KNOWN, Layout, T_DISCARD, T_IN, T_WRITE_ZEROES};
 use crate::virtio::mmio::F_INDIRECT_DESC;
 use crate::virtio::ring::{Desc, INDIRECT, NEXT, WRITE};
 
