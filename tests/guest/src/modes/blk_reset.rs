@@ -15,6 +15,9 @@ const SETTLE_NS: u64 = 500_000;
 /// The reset comes up to this long after the kick.
 const LATEST_NS: u64 = 200_000;
 
+/// What is in the buffers before the device fills them.
+const POISON: u8 = 0xa5;
+
 pub fn run(words: Words) -> Outcome {
     for (number, device) in blk::chosen(words) {
         let disk = Disk::start(number, device, blk::KNOWN & !F_INDIRECT_DESC, 256)?;
@@ -45,6 +48,8 @@ impl Lives {
         let (mut in_flight, mut unanswered, mut longest) = (0, 0, 0);
         let begin = clock::now();
         for _ in 0..count {
+            // So that a late read shows, whatever is on the disk.
+            self.pool.all_data().fill(POISON);
             self.send_all();
             clock::spin_ns(self.random.below(LATEST_NS));
             in_flight += self.unanswered();
