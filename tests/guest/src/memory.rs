@@ -1,8 +1,7 @@
 //! Guest memory: pieces taken from what is free above the image and never given back, and device registers.
 //!
-//! Devices read and write this memory while we do, so all access is by an
-//! assembler MOV and no reference into it is made. Addresses
-//! are physical and virtual at once: the first 4 GiB are mapped one to one.
+//! Devices read and write this memory while we do, so all access is by a MOV of our own and no reference into it is made.
+//! Addresses are physical and virtual at once: the first 4 GiB are mapped one to one.
 
 use core::arch::asm;
 use core::ptr;

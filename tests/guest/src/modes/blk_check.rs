@@ -93,7 +93,7 @@ impl Check {
         Ok(())
     }
 
-    /// The layouts the disk takes, with their names.
+    /// Writes and reads back in each layout the disk takes.
     fn layouts(&mut self) -> Outcome {
         let (whole, odd_from, odd_to) = (self.piece(0, BYTES), self.odd(0x2000), self.odd(0x4000));
         let seg_max = if self.disk.has(F_SEG_MAX) { self.disk.config32(12) } else { 128 };

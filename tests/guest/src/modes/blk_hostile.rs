@@ -10,6 +10,7 @@ use crate::memory::{self, Dma};
 use crate::start::Machine;
 use crate::text::Outcome;
 use crate::virtio::blk::{self, Disk, Layout, S_NOT_WRITTEN, S_OK, T_IN};
+use crate::virtio::ring::{Desc, WRITE};
 use core::fmt;
 
 /// How the device took a case.
@@ -118,8 +119,8 @@ impl Victim {
     }
 
     /// A buffer for read data.
-    fn data_desc(&self, len: u32) -> crate::virtio::ring::Desc {
-        crate::virtio::ring::Desc { address: self.memory.at(0), len, flags: crate::virtio::ring::WRITE, next: 0 }
+    fn data_desc(&self, len: u32) -> Desc {
+        Desc { address: self.memory.at(0), len, flags: WRITE, next: 0 }
     }
 }
 

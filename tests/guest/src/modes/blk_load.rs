@@ -227,6 +227,7 @@ pub fn run(words: Words) -> Outcome {
     if count == 0 {
         fail!("no such disk");
     }
+    say!("load: begin disks={count}");
     let begin = load(&mut lanes, &plan)?;
     lanes.iter().flatten().for_each(|lane| lane.print(begin, &plan));
     match lanes.iter().flatten().map(|lane| lane.errors).sum() {

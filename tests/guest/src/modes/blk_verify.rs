@@ -75,7 +75,7 @@ pub fn run(words: Words) -> Outcome {
     })?;
     let ns = clock::now() - begin;
     for next in [Phase::Drain, Phase::Sweep(0)] {
-        lanes.iter_mut().flatten().try_for_each(|lane| lane.enter(next))?;
+        lanes.iter_mut().flatten().for_each(|lane| lane.enter(next));
         turn_until(lanes, |lanes| lanes.iter().flatten().all(|lane| lane.in_flight == 0))?;
     }
     for lane in lanes.iter().flatten() {
@@ -128,18 +128,17 @@ impl Lane {
             checked: 0,
         };
         lane.pool.disk.ring.ask_interrupt(!words.is("irq", "off"));
-        lane.enter(Phase::Load)?;
+        lane.enter(Phase::Load);
         Ok(lane)
     }
 
     /// Begins a phase; all slots are idle unless it is `Drain`.
-    fn enter(&mut self, phase: Phase) -> Outcome {
+    fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         if phase != Phase::Drain {
             (0..self.pool.depth()).for_each(|slot| self.send(slot));
             self.kick();
         }
-        Ok(())
     }
 
     fn kick(&mut self) {

@@ -3,9 +3,10 @@
 use crate::clock::{self, Patience};
 use crate::cpu;
 use crate::interrupt::{self, Trigger};
-use crate::memory;
+use crate::memory::{self, Dma};
 use crate::text::Outcome;
 use crate::virtio::blk::{self, Disk, Layout, REQUEST_NS, S_OK, T_IN};
+use crate::virtio::ring::{Desc, WRITE};
 use crate::words::Words;
 
 pub fn run(words: Words) -> Outcome {
@@ -51,10 +52,10 @@ fn requests(disk: &mut Disk, count: u64) -> Outcome {
 }
 
 /// One request after which the processor halts until the interrupt; a timer bounds the wait.
-fn halted_request(disk: &mut Disk, data: memory::Dma, before: u32) -> Outcome {
+fn halted_request(disk: &mut Disk, data: Dma, before: u32) -> Outcome {
     let (number, irq) = (disk.number, disk.device.irq);
     disk.header(T_IN, 0);
-    let read = crate::virtio::ring::Desc { address: data.at(0), len: 512, flags: 2, next: 0 };
+    let read = Desc { address: data.at(0), len: 512, flags: WRITE, next: 0 };
     let chain = [disk.header_desc(), read, disk.status_desc()];
     disk.offer(&chain, Layout::Direct);
     disk.kick();

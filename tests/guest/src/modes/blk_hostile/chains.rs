@@ -2,7 +2,7 @@
 
 use super::{Answer, Case, Victim};
 use crate::text::Outcome;
-use crate::virtio::blk::{Disk, F_DISCARD, F_WRITE_ZEROES, KNOWN, Layout, T_DISCARD, T_IN, T_WRITE_ZEROES};
+use crate::virtio::blk::{F_DISCARD, F_WRITE_ZEROES, Layout, T_DISCARD, T_IN, T_WRITE_ZEROES};
 use crate::virtio::mmio::F_INDIRECT_DESC;
 use crate::virtio::ring::{Desc, INDIRECT, NEXT, WRITE};
 
@@ -209,19 +209,13 @@ fn not_negotiated(v: &mut Victim) -> Outcome<Answer> {
     if !v.disk.has(F_INDIRECT_DESC) {
         return Ok(Answer::NotOffered);
     }
-    let without = |features: u64| features & KNOWN & !F_INDIRECT_DESC;
     let features = v.disk.features;
-    restart_with(&mut v.disk, without(features))?;
+    v.disk.features &= !F_INDIRECT_DESC;
+    v.disk.restart()?;
     v.disk.header(T_IN, 0);
     let chain = [v.disk.header_desc(), v.data_desc(512), v.disk.status_desc()];
     v.disk.offer(&chain, Layout::Indirect);
     let answer = v.send();
     v.disk.features = features;
     Ok(answer)
-}
-
-/// Brings the disk up again with other features; `Disk::restart` puts things right later.
-fn restart_with(disk: &mut Disk, features: u64) -> Outcome {
-    disk.features = features;
-    disk.restart()
 }
