@@ -437,11 +437,10 @@ impl EventLoop {
     }
 
     fn unwatch(&mut self, key: Key) {
-        if let Some(watch) = self.watches.remove(key) {
-            if !watch.dead {
-                // Before the descriptor closes: a duplicate elsewhere would keep it in the set.
-                self.forget(watch.fd());
-            }
+        let Some(watch) = self.watches.remove(key) else { return };
+        if !watch.dead {
+            // Before the descriptor closes: a duplicate elsewhere would keep it in the set.
+            self.forget(watch.fd());
         }
     }
 
