@@ -5,5 +5,10 @@
 pub mod error;
 pub mod sys;
 
+pub mod bus;
 pub mod config;
 pub mod event;
+
+pub mod memory;
+
+pub mod virtio;

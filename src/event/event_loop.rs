@@ -17,7 +17,7 @@ use super::channel::Receiver;
 use super::counters::Counters;
 use super::inbox::{Command, Inbox, Remote};
 use super::slots::{Key, Slots};
-use super::watch::{Deadline, Event, HANG_UP, Interest, Kind, Watch};
+use super::watch::{Deadline, Event, HANG_UP, Interest, Kind, Signal, Watch};
 use crate::error::{Context, Error, Result};
 use crate::sys::clock;
 use crate::sys::timerfd::TimerFd;
@@ -495,8 +495,8 @@ impl Cx<'_> {
     ///
     /// # Errors
     /// What epoll_ctl(2) says: ENOSPC, ENOMEM, EPERM for a file that cannot be polled.
-    pub fn own(&mut self, signal: impl AsRawFd + Send + 'static, tag: u32) -> Result<Key> {
-        let watch = Watch::new(self.me, tag, Kind::Signal(Box::new(signal)), Interest::READ);
+    pub fn own(&mut self, signal: Signal, tag: u32) -> Result<Key> {
+        let watch = Watch::new(self.me, tag, Kind::Signal(signal), Interest::READ);
         self.event_loop.watch(watch)
     }
 

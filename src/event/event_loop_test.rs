@@ -21,7 +21,7 @@ impl Handler for Counting {
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         if let Some(bell) = self.bell.take() {
-            cx.own(bell, 7)?;
+            cx.own(Box::new(bell), 7)?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ pub use done::{Done, Lost, Waiter};
 pub use event_loop::{BATCH, Cx, EventLoop, Flow, Handler, Wait};
 pub use inbox::Remote;
 pub use slots::Key;
-pub use watch::{Event, Interest};
+pub use watch::{Event, Interest, Signal};
 
 #[cfg(test)]
 mod event_loop_test;

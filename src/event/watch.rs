@@ -62,8 +62,11 @@ impl Event {
 /// The two conditions that epoll reports whatever was asked for.
 pub(super) const HANG_UP: EventSet = EventSet::HANG_UP.union(EventSet::ERROR);
 
+/// A descriptor that rings and is never read: an eventfd, or an ioeventfd that KVM must be told of while it lives.
+pub type Signal = Box<dyn AsRawFd + Send>;
+
 pub(super) enum Kind {
-    Signal(Box<dyn AsRawFd + Send>),
+    Signal(Signal),
     Timer {
         fd: TimerFd,
         armed: Option<Deadline>,

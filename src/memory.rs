@@ -1,0 +1,3 @@
+//! placeholder
+/// placeholder
+pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
