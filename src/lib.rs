@@ -4,4 +4,7 @@
 
 pub mod error;
 
+pub mod bus;
 pub mod config;
+
+pub mod memory;
