@@ -3,6 +3,7 @@
 //! The modules stand in floor order: a file imports only from the floors below its own (`tests/floors.rs` holds it).
 
 pub mod error;
+pub mod sys;
 
 pub mod bus;
 pub mod config;

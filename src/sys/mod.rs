@@ -1,0 +1,6 @@
+//! The only home of raw libc: one small safe wrapper a file.
+
+pub mod terminal;
+mod thread;
+
+pub use thread::gettid;
