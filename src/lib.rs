@@ -8,4 +8,5 @@ pub mod sys;
 pub mod bus;
 pub mod config;
 
+pub mod kvm;
 pub mod memory;
