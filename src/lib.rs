@@ -9,6 +9,7 @@ pub mod bus;
 pub mod config;
 pub mod event;
 
+pub mod kvm;
 pub mod memory;
 
 pub mod virtio;

@@ -16,7 +16,7 @@ use super::done::Done;
 use super::event_loop::Handler;
 use super::slots::Key;
 use crate::error::{Context, Result};
-use crate::sys::clock;
+use crate::sys::{clock, gettid};
 
 pub(super) enum Command {
     /// Take in a handler; the slip carries its key, or why `attach` failed.
@@ -117,7 +117,7 @@ impl Inbox {
     }
 
     pub fn enter(&self) {
-        self.thread.store(clock::thread_id(), SeqCst);
+        self.thread.store(gettid(), SeqCst);
     }
 
     pub fn thread(&self) -> i32 {
@@ -148,7 +148,7 @@ impl Remote {
     pub fn remove_and_wait(&self, handler: Key) -> bool {
         let (done, waiter) = Done::waited();
         self.remove(handler, done);
-        if clock::thread_id() == self.inbox.thread() { true } else { waiter.wait().unwrap_or(false) }
+        if gettid() == self.inbox.thread() { true } else { waiter.wait().unwrap_or(false) }
     }
 
     /// Ends the loop's `run` within the handler call that is going on (G21).

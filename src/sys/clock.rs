@@ -1,4 +1,4 @@
-//! CLOCK_MONOTONIC as a number, and the calling thread's kernel id.
+//! CLOCK_MONOTONIC as a number.
 //!
 //! The event loop reads the clock once a turn and hands the value on (invariant I8); nothing above it reads it again.
 //! Any thread.
@@ -9,10 +9,4 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: `now` is a valid timespec for the kernel to fill; this clock cannot fail on Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
-/// The calling thread's id as the kernel and its tools name it.
-pub fn thread_id() -> i32 {
-    // SAFETY: gettid takes nothing and cannot fail.
-    unsafe { libc::gettid() }
 }

@@ -4,4 +4,8 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod terminal;
+mod thread;
 pub mod timerfd;
+
+pub use thread::gettid;
