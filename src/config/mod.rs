@@ -4,4 +4,5 @@
 //! Nothing here opens a file or makes a system call: what the words mean for the host is found out when the machine
 //! is built. Runs on the main thread before anything else is started.
 
+pub mod keyvalue;
 pub mod spec;
