@@ -13,3 +13,5 @@ pub mod kvm;
 pub mod memory;
 
 pub mod virtio;
+
+pub mod cli;
