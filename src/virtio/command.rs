@@ -4,10 +4,10 @@
 //! order; what must be answered carries its reply slip. Sent from any thread, received on the worker's.
 
 use super::ring::Ring;
-use crate::event::{Done, Sender, Signal};
+use crate::event::{Done, Signal};
 
-/// A message to a worker whose device takes requests of type `R`.
-pub enum Command<R> {
+/// A message to a worker.
+pub enum Command {
     /// The driver has set DRIVER_OK on a checked configuration.
     Activate(Activation),
     /// The driver has written 0 to the status: stop, drain, forget. The vCPU waits (invariant I2).
@@ -18,8 +18,8 @@ pub enum Command<R> {
     Pause(Done<()>),
     /// Go on, looking at every ring first: kicks may have been told while paused (G20).
     Resume,
-    /// Something of the device's own.
-    Device(R),
+    /// Write down the state of device and rings, for whoever looks for a guest that hangs.
+    Dump(Done<String>),
 }
 
 /// A live configuration: the agreed features, the rings (none for a queue that the driver left out) and the kicks,
@@ -31,23 +31,4 @@ pub struct Activation {
     pub rings: Vec<Option<Ring>>,
     /// The ioeventfds, for the loop to own.
     pub kicks: Vec<(u32, Signal)>,
-}
-
-/// What Control can ask of a device of any kind.
-pub trait Quiesce: Send {
-    /// Posts [`Command::Pause`].
-    fn pause(&self, done: Done<()>);
-    /// Posts [`Command::Resume`].
-    fn resume(&self);
-}
-
-impl<R: Send> Quiesce for Sender<Command<R>> {
-    fn pause(&self, done: Done<()>) {
-        // A worker that is gone drops the slip, which answers Lost: it has nothing in flight either.
-        let _ = self.send(Command::Pause(done));
-    }
-
-    fn resume(&self) {
-        let _ = self.send(Command::Resume);
-    }
 }

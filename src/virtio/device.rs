@@ -21,9 +21,6 @@ pub enum Verdict {
 
 /// A virtio device without its transport.
 pub trait Device: Send + 'static {
-    /// What Control may ask of the device while it lives; its reply slip is inside.
-    type Request: Send + 'static;
-
     /// The id its user gave it.
     fn id(&self) -> &str;
 
@@ -49,24 +46,22 @@ pub trait Device: Send + 'static {
     /// A driver has taken the device with these features. Called before the first chain of each life.
     fn activate(&mut self, features: u64);
 
-    /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once.
-    fn process(&mut self, queue: usize, chain: &Chain) -> Verdict;
+    /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once. `now_ns` is
+    /// the time of the loop's turn.
+    fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict;
 
     /// The batch is through: what was queued goes out now. Called after one or more [`Device::process`].
     fn submit(&mut self);
 
     /// Gives back, through `completions`, what has finished since the last call. Called after every batch and when
     /// one of the device's own watches was ready.
-    fn reap(&mut self, completions: &mut Completions<'_>);
+    fn reap(&mut self, completions: &mut Completions<'_>, now_ns: u64);
 
     /// Chains it holds. At zero, pause and reset are complete.
     fn in_flight(&self) -> usize;
 
     /// The driver wrote configuration bytes; the page has them already.
     fn config_written(&mut self, page: &Page);
-
-    /// A request of Control's. Ends the slip in it, now or later.
-    fn request(&mut self, request: Self::Request, page: &Page, cx: &mut Cx<'_>);
 }
 
 /// Where a device puts the chains it has finished.

@@ -35,13 +35,13 @@ const LADDER: [u32; 4] =
 /// Makes the ioeventfd through which the driver kicks a queue.
 pub type KickMaker = Box<dyn FnMut(u32) -> Result<Signal> + Send>;
 
-/// The registers of one device whose requests are of type `R`.
-pub struct Front<R> {
+/// The registers of one device.
+pub struct Front {
     name: String,
     pub(super) kind: u32,
     pub(super) page: Arc<Page>,
     interrupt: Interrupt,
-    worker: Sender<Command<R>>,
+    worker: Sender<Command>,
     ram: Arc<GuestRam>,
     make_kick: KickMaker,
     queue_max: Vec<u16>,
@@ -55,13 +55,13 @@ pub struct Front<R> {
     log: FaultLog,
 }
 
-impl<R: Send + 'static> Front<R> {
+impl Front {
     /// The front of `device`, whose worker listens to `worker`.
     pub fn new(
-        device: &impl Device<Request = R>,
+        device: &impl Device,
         page: Arc<Page>,
         interrupt: Interrupt,
-        worker: Sender<Command<R>>,
+        worker: Sender<Command>,
         ram: Arc<GuestRam>,
         make_kick: KickMaker,
     ) -> Self {

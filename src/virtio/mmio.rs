@@ -15,7 +15,7 @@ const VERSION: u32 = 2;
 /// No vendor: there is no registry of them for virtio-mmio.
 const VENDOR: u32 = 0;
 
-impl<R: Send + 'static> Front<R> {
+impl Front {
     fn read_register(&self, offset: u64) -> u32 {
         match offset {
             0x00 => MAGIC,
@@ -71,7 +71,7 @@ impl<R: Send + 'static> Front<R> {
     }
 }
 
-impl<R: Send + 'static> Slot for Front<R> {
+impl Slot for Front {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset >= CONFIG {
             self.page.config((offset - CONFIG) as usize, data);

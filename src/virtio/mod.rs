@@ -15,7 +15,7 @@ mod page;
 mod ring;
 mod worker;
 
-pub use command::{Activation, Command, Quiesce};
+pub use command::{Activation, Command};
 pub use device::{Completions, Device, Verdict};
 pub use fault::{Fault, FaultLog};
 pub use front::{Front, KickMaker};

@@ -6,6 +6,7 @@
 //! The split ring's layout is the crate virtio-queue's business. Worker's thread only.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -169,6 +170,21 @@ impl Ring {
         // Read behind the fence of `needs_notification`, which knows nothing of this flag.
         let flags: u16 = self.ram.read_obj(GuestAddress(self.queue.avail_ring())).map_err(|_| Fault::RingMemory)?;
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Where both sides stand.
+    pub fn dump(&self) -> String {
+        let index = |read: std::result::Result<std::num::Wrapping<u16>, _>| {
+            read.map_or_else(|_: virtio_queue::Error| "unreadable".to_string(), |index| index.to_string())
+        };
+        format!(
+            "driver has made available up to {}, taken up to {}, given back up to {} (driver sees {}), {} in flight",
+            index(self.queue.avail_idx(&*self.ram, Acquire)),
+            self.queue.next_avail(),
+            self.queue.next_used(),
+            index(self.queue.used_idx(&*self.ram, Acquire)),
+            self.flying
+        )
     }
 
     /// Takes the next chain into `self.chain`. False when there is none.

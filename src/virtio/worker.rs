@@ -28,7 +28,7 @@ pub struct Worker<D: Device> {
     device: D,
     page: Arc<Page>,
     interrupt: Interrupt,
-    commands: Receiver<Command<D::Request>>,
+    commands: Receiver<Command>,
     rings: Vec<Option<Ring>>,
     kicks: Vec<Key>,
     /// A driver has the device, and has not broken the rules since.
@@ -43,7 +43,7 @@ pub struct Worker<D: Device> {
 
 impl<D: Device> Worker<D> {
     /// A worker for `device`, which writes its configuration to `page`.
-    pub fn new(device: D, page: Arc<Page>, interrupt: Interrupt, commands: Receiver<Command<D::Request>>) -> Self {
+    pub fn new(device: D, page: Arc<Page>, interrupt: Interrupt, commands: Receiver<Command>) -> Self {
         device.write_config(&page);
         Worker {
             device,
@@ -60,7 +60,7 @@ impl<D: Device> Worker<D> {
         }
     }
 
-    fn command(&mut self, command: Command<D::Request>, cx: &mut Cx<'_>) {
+    fn command(&mut self, command: Command, cx: &mut Cx<'_>) {
         match command {
             Command::Activate(activation) => self.activate(activation, cx),
             Command::Reset(done) => {
@@ -80,7 +80,7 @@ impl<D: Device> Worker<D> {
                 // heard again: so no chain is left behind, whatever the pause interrupted (G20).
                 self.hear_kicks(Interest::READ, cx);
             }
-            Command::Device(request) => self.device.request(request, &self.page, cx),
+            Command::Dump(done) => done.end(self.dump()),
         }
     }
 
@@ -121,9 +121,10 @@ impl<D: Device> Worker<D> {
         }
         let Some(Some(ring)) = self.rings.get_mut(queue) else { return Flow::Idle };
         let device = &mut self.device;
-        let served = ring.serve(BUDGET, |chain| device.process(queue, chain));
+        let now_ns = cx.now_ns();
+        let served = ring.serve(BUDGET, |chain| device.process(queue, chain, now_ns));
         device.submit();
-        let settled = self.settle(Some(queue));
+        let settled = self.settle(Some(queue), now_ns);
         match served.and_then(|served| settled.map(|()| served)) {
             Ok(Served::All) => Flow::Done,
             Ok(Served::More) => Flow::More,
@@ -136,9 +137,9 @@ impl<D: Device> Worker<D> {
 
     /// Takes in what the device has finished and interrupts the driver at most once. `served` is a queue that may have
     /// had chains finished on the spot.
-    fn settle(&mut self, served: Option<usize>) -> std::result::Result<(), Fault> {
+    fn settle(&mut self, served: Option<usize>, now_ns: u64) -> std::result::Result<(), Fault> {
         let mut completions = Completions::new(&mut self.rings);
-        self.device.reap(&mut completions);
+        self.device.reap(&mut completions, now_ns);
         let given = completions.outcome()?;
         let mut wanted = false;
         for (queue, ring) in self.rings.iter_mut().enumerate() {
@@ -152,6 +153,22 @@ impl<D: Device> Worker<D> {
             self.interrupt.used();
         }
         Ok(())
+    }
+
+    /// One line: whose state, how far each ring is, what is in flight.
+    fn dump(&self) -> String {
+        let state = match (self.live, self.paused) {
+            (false, _) => "no driver",
+            (true, false) => "live",
+            (true, true) => "paused",
+        };
+        let mut line = format!("{}: {state}, {} in flight in the device", self.device.id(), self.device.in_flight());
+        for (queue, ring) in self.rings.iter().enumerate() {
+            if let Some(ring) = ring {
+                line += &format!("; queue {queue}: {}", ring.dump());
+            }
+        }
+        line
     }
 
     fn fault(&mut self, fault: Fault, cx: &mut Cx<'_>) {
@@ -201,7 +218,7 @@ impl<D: Device> Handler for Worker<D> {
                 Flow::Done
             }
             DEVICE_TAG.. => {
-                if let Err(fault) = self.settle(None) {
+                if let Err(fault) = self.settle(None, cx.now_ns()) {
                     self.fault(fault, cx);
                 }
                 Flow::Done
