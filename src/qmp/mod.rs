@@ -7,7 +7,9 @@
 //! floor: `control` does it. Runs on the main thread.
 
 pub mod block;
+pub mod command;
 pub mod event;
+pub mod introspect;
 pub mod reply;
 pub mod request;
 pub mod response;
