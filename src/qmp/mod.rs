@@ -15,3 +15,4 @@ pub mod request;
 pub mod response;
 pub mod scanner;
 pub mod schema;
+pub mod session;
