@@ -8,6 +8,7 @@ pub mod sys;
 pub mod bus;
 pub mod config;
 pub mod event;
+pub mod qmp;
 
 pub mod kvm;
 pub mod memory;

@@ -41,8 +41,8 @@ const DISCARD_SECTORS: u32 = 1 << 22;
 pub struct BlockCounters {
     /// Each kind's counts, indexed by [`Kind`].
     pub kinds: [KindCounters; 4],
-    /// Requests that are none of these, or that the guest built wrongly.
-    pub invalid: AtomicU64,
+    /// One past the highest byte written.
+    pub highest_write: AtomicU64,
     /// Requests taken from the guest and not given back.
     pub in_flight: AtomicU64,
 }
@@ -56,6 +56,10 @@ pub struct KindCounters {
     pub bytes: AtomicU64,
     /// Finished with an error of the host's.
     pub failed: AtomicU64,
+    /// Refused because the guest asked for what cannot be.
+    pub invalid: AtomicU64,
+    /// From the turn that took the request to its end, in nanoseconds, summed over those that succeeded.
+    pub time_ns: AtomicU64,
 }
 
 /// Adds to a counter that only this thread writes: no locked instruction.

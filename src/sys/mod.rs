@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod signalfd;
 pub mod terminal;
 mod thread;
 pub mod timerfd;
