@@ -10,3 +10,5 @@ pub mod config;
 
 pub mod kvm;
 pub mod memory;
+
+pub mod devices;

@@ -1,5 +1,6 @@
 //! The only home of raw libc: one small safe wrapper a file.
 
+pub mod poll;
 pub mod terminal;
 mod thread;
 
