@@ -12,3 +12,5 @@ pub mod kvm;
 pub mod memory;
 
 pub mod devices;
+
+pub mod machine;
