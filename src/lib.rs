@@ -15,4 +15,8 @@ pub mod memory;
 
 pub mod virtio;
 
+pub mod devices;
+
+pub mod machine;
+
 pub mod cli;

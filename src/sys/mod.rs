@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod signalfd;
+pub mod socket;
 pub mod terminal;
 mod thread;
 pub mod timerfd;
