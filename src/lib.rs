@@ -16,7 +16,10 @@ pub mod memory;
 pub mod virtio;
 
 pub mod devices;
+pub mod disk;
 
 pub mod machine;
+
+pub mod control;
 
 pub mod cli;

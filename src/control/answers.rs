@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::inventory::{Drive, Inventory};
 use crate::config::spec::{Access, Cache, MAX_CPUS};
 use crate::devices::block::Kind;
 use crate::error::{Context, Result};
 use crate::event::{Counters, Remote};
 use crate::kvm::vcpu::VcpuHandle;
+use crate::machine::{Drive, Inventory};
 use crate::qmp::block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockInfo, BlockStats, BlockdevCacheInfo,
     BlockdevDetectZeroesOptions, ImageInfo,
@@ -35,8 +35,8 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory) ->
         }
         Command::QueryKvm => value(KvmInfo { enabled: true, present: true }),
         Command::QueryName => value(NameInfo { name: Some(inventory.name.clone()).filter(|name| !name.is_empty()) }),
-        Command::QueryCpus => value((0..).zip(&inventory.vcpus).map(cpu).collect::<Vec<_>>()),
-        Command::QueryCpusFast => value((0..).zip(&inventory.vcpus).map(cpu_fast).collect::<Vec<_>>()),
+        Command::QueryCpus => value((0..).zip(inventory.vcpus.iter()).map(cpu).collect::<Vec<_>>()),
+        Command::QueryCpusFast => value((0..).zip(inventory.vcpus.iter()).map(cpu_fast).collect::<Vec<_>>()),
         Command::QueryIothreads => value(inventory.iothreads.iter().map(iothread).collect::<Vec<_>>()),
         Command::QueryBlock => value(inventory.drives.iter().map(block).collect::<Vec<_>>()),
         Command::QueryBlockstats => value(inventory.drives.iter().map(blockstats).collect::<Vec<_>>()),
@@ -170,7 +170,7 @@ fn blockstats(drive: &Drive) -> BlockStats {
             wr_total_time_ns: get(&write.time_ns),
             flush_total_time_ns: get(&flush.time_ns),
             unmap_total_time_ns: get(&unmap.time_ns),
-            wr_highest_offset: get(&drive.counters.highest_write),
+            wr_highest_offset: 0,
             rd_merged: 0,
             wr_merged: 0,
             unmap_merged: 0,

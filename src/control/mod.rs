@@ -6,14 +6,12 @@
 
 mod answers;
 mod console;
-mod inventory;
 mod listener;
 mod run;
 mod session;
 mod signals;
 
 pub use console::Console;
-pub use inventory::{Drive, Inventory};
 pub use listener::Listener;
 pub use run::{Control, End, Message};
 pub use session::ToSession;

@@ -12,31 +12,27 @@ use log::{error, info};
 use serde_json::{Value, json};
 
 use super::answers;
-use super::inventory::Inventory;
 use super::session::ToSession;
 use crate::devices::block::{IoFailure, Kind};
 use crate::error::Result;
 use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Lost, Receiver, Sender};
 use crate::kvm::vcpu::VcpuEvent;
+use crate::machine::{Inventory, Notice};
 use crate::qmp::command::Command;
 use crate::qmp::event::{BlockErrorAction, BlockIoError, Event, IoOperationType, Shutdown, ShutdownCause, Timestamp};
 use crate::qmp::reply::RunState;
 use crate::virtio;
 
-/// What Control is told.
+/// What Control is told by the rest of the control plane; the machine's own voice is [`Notice`].
 pub enum Message {
     /// A client has connected and wants to hear of events.
     Joined(Sender<ToSession>),
     /// A client asks for something.
     Command(Command, Done<Result<Value>>),
-    /// A vCPU has something to say.
-    Vcpu(VcpuEvent),
     /// The machine is to end, and why.
     End(ShutdownCause),
     /// A worker has drained, or is gone.
     Drained,
-    /// A drive's request failed on the host.
-    IoFailure(String, IoFailure),
     /// Somebody wants to know where everything stands (SIGUSR1).
     Dump,
     /// A part of the dump.
@@ -74,6 +70,7 @@ type Asked = (Command, Done<Result<Value>>);
 /// The machine's run state, and who is to hear of it.
 pub struct Control {
     inventory: Inventory,
+    notices: Receiver<Notice>,
     messages: Receiver<Message>,
     /// For what is posted back to itself.
     sender: Sender<Message>,
@@ -92,6 +89,7 @@ impl Control {
     pub fn new(
         inventory: Inventory,
         frozen: bool,
+        notices: Receiver<Notice>,
         (sender, messages): (Sender<Message>, Receiver<Message>),
         end: Arc<OnceLock<End>>,
     ) -> Self {
@@ -99,6 +97,7 @@ impl Control {
         let state = if frozen { State::Parking { left, launched: false } } else { State::Running };
         Control {
             inventory,
+            notices,
             messages,
             sender,
             state,
@@ -123,15 +122,21 @@ impl Control {
         match message {
             Message::Joined(session) => self.sessions.push(session),
             Message::Command(command, done) => self.command(command, done),
-            Message::Vcpu(VcpuEvent::Parked) => self.parked(),
-            Message::Vcpu(VcpuEvent::Shutdown) => self.finish(ShutdownCause::GuestReset, End::Wanted),
-            Message::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
             Message::End(cause) => self.finish(cause, End::Wanted),
             Message::Drained => self.drained(),
-            Message::IoFailure(drive, failure) => self.io_failure(drive, &failure),
             Message::Dump => self.dump(),
             Message::Dumped(line) => info!("{line}"),
             Message::Leave => cx.stop(),
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Vcpu(VcpuEvent::Parked) => self.parked(),
+            Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.finish(ShutdownCause::GuestReset, End::Wanted),
+            Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
+            Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
+            Notice::IoFailure(drive, failure) => self.io_failure(drive, &failure),
         }
     }
 
@@ -157,7 +162,7 @@ impl Control {
                 (Command::Stop, State::Running) => {
                     self.stopping = Some(done);
                     self.state = State::Parking { left: self.inventory.vcpus.len(), launched: true };
-                    for vcpu in &self.inventory.vcpus {
+                    for vcpu in self.inventory.vcpus.iter() {
                         vcpu.park();
                     }
                 }
@@ -170,7 +175,7 @@ impl Control {
                     // First the event, then the answer, and both before the guest can cause another.
                     self.tell(&Event::Resume);
                     done.end(Ok(json!({})));
-                    for vcpu in &self.inventory.vcpus {
+                    for vcpu in self.inventory.vcpus.iter() {
                         vcpu.resume();
                     }
                 }
@@ -227,7 +232,7 @@ impl Control {
             return;
         }
         self.state = State::Ended(state);
-        for vcpu in &self.inventory.vcpus {
+        for vcpu in self.inventory.vcpus.iter() {
             vcpu.stop();
         }
         let guest = matches!(cause, ShutdownCause::GuestShutdown | ShutdownCause::GuestReset);
@@ -285,11 +290,15 @@ impl Handler for Control {
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
-        cx.listen(&self.messages, 0);
+        cx.listen(&self.notices, 0);
+        cx.listen(&self.messages, 1);
         Ok(())
     }
 
     fn ready(&mut self, _event: LoopEvent, cx: &mut Cx<'_>) -> Result<Flow> {
+        while let Some(notice) = self.notices.receive() {
+            self.notice(notice);
+        }
         while let Some(message) = self.messages.receive() {
             self.message(message, cx);
         }

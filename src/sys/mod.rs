@@ -4,8 +4,10 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod poll;
 pub mod signalfd;
 pub mod socket;
+pub mod stdio;
 pub mod terminal;
 mod thread;
 pub mod timerfd;

@@ -50,12 +50,9 @@ pub trait Device: Send + 'static {
     /// the time of the loop's turn.
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict;
 
-    /// The batch is through: what was queued goes out now. Called after one or more [`Device::process`].
-    fn submit(&mut self);
-
-    /// Gives back, through `completions`, what has finished since the last call. Called after every batch and when
-    /// one of the device's own watches was ready.
-    fn reap(&mut self, completions: &mut Completions<'_>, now_ns: u64);
+    /// Sends out what was queued and gives back, through `completions`, what has finished since the last call. Called
+    /// once after every batch of [`Device::process`], and when one of the device's own watches was ready.
+    fn reap(&mut self, completions: &mut Completions<'_>);
 
     /// Chains it holds. At zero, pause and reset are complete.
     fn in_flight(&self) -> usize;

@@ -49,18 +49,27 @@ pub struct FaultLog {
 impl FaultLog {
     /// Writes one line about the device called `name`, or counts it.
     pub fn warn(&mut self, now_ns: u64, name: &str, what: &dyn fmt::Display) {
-        if now_ns >= self.window_end_ns {
-            if self.left_out > 0 {
-                warn!("{name}: {} more such lines in the last seconds", self.left_out);
+        let left_out = self.left_out;
+        if self.allows(now_ns) {
+            if self.left_out < left_out {
+                warn!("{name}: {left_out} such lines were left out before this one");
             }
+            warn!("{name}: {what}");
+        }
+    }
+
+    /// Whether one more may be told now; one that may not is counted.
+    pub fn allows(&mut self, now_ns: u64) -> bool {
+        if now_ns >= self.window_end_ns {
             *self = FaultLog { window_end_ns: now_ns.saturating_add(WINDOW_NS), lines: 0, left_out: 0 };
         }
-        if self.lines < LINES_PER_WINDOW {
+        let allowed = self.lines < LINES_PER_WINDOW;
+        if allowed {
             self.lines += 1;
-            warn!("{name}: {what}");
         } else {
             self.left_out += 1;
         }
+        allowed
     }
 
     /// Lines written in the present window, and lines only counted.

@@ -123,8 +123,7 @@ impl<D: Device> Worker<D> {
         let device = &mut self.device;
         let now_ns = cx.now_ns();
         let served = ring.serve(BUDGET, |chain| device.process(queue, chain, now_ns));
-        device.submit();
-        let settled = self.settle(Some(queue), now_ns);
+        let settled = self.settle(Some(queue));
         match served.and_then(|served| settled.map(|()| served)) {
             Ok(Served::All) => Flow::Done,
             Ok(Served::More) => Flow::More,
@@ -137,9 +136,9 @@ impl<D: Device> Worker<D> {
 
     /// Takes in what the device has finished and interrupts the driver at most once. `served` is a queue that may have
     /// had chains finished on the spot.
-    fn settle(&mut self, served: Option<usize>, now_ns: u64) -> std::result::Result<(), Fault> {
+    fn settle(&mut self, served: Option<usize>) -> std::result::Result<(), Fault> {
         let mut completions = Completions::new(&mut self.rings);
-        self.device.reap(&mut completions, now_ns);
+        self.device.reap(&mut completions);
         let given = completions.outcome()?;
         let mut wanted = false;
         for (queue, ring) in self.rings.iter_mut().enumerate() {
@@ -218,7 +217,7 @@ impl<D: Device> Handler for Worker<D> {
                 Flow::Done
             }
             DEVICE_TAG.. => {
-                if let Err(fault) = self.settle(None, cx.now_ns()) {
+                if let Err(fault) = self.settle(None) {
                     self.fault(fault, cx);
                 }
                 Flow::Done
