@@ -4,4 +4,5 @@
 
 pub mod error;
 
+pub mod cli;
 pub mod config;
