@@ -1,6 +1,6 @@
 //! The command line: the words typed in, one [`VmSpec`] (or a text to print) out.
 //!
-//! The record [`Options`] is the list of all options: name, syntax, help. Words are grouped and counted against it
+//! The record `Options` is the list of all options: name, syntax, help. Words are grouped and counted against it
 //! here, because our users write `-kernel` and argh reads `--kernel`; then argh fills the record, and
 //! `config::options` gives each text its meaning. Nothing here touches the host. Main thread, before all else.
 
