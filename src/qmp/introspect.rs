@@ -323,5 +323,6 @@ mod tests {
         let name =
             r#"{"name":"NameInfo","meta-type":"object","members":[{"name":"name","type":"str","default":null}]}"#;
         assert_eq!(find("NameInfo"), name);
+        assert_eq!(find("CommandInfo"), name.replace("NameInfo", "CommandInfo").replace(",\"default\":null", ""));
     }
 }

@@ -60,6 +60,7 @@ fn the_byte_0xff_gives_up_a_half_sent_request() {
 fn a_line_feed_inside_a_string_gives_up_that_request_only() {
     assert_eq!(values(b"{\"a\":\"b\n{\"c\":1}"), ["!", "{\"c\":1}"]);
     assert_eq!(values(b"{\"a\":\"b\\\n{\"c\":1}"), ["!", "{\"c\":1}"]);
+    assert_eq!(values(b"{\"a\":\"b\n[1]"), ["!", "[1]"]);
 }
 
 #[test]

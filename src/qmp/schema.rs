@@ -1,8 +1,8 @@
 //! How the shape of a JSON value is described, and the check of a value against its description.
 //!
-//! Every argument and reply type is written once, with [`object!`](crate::qmp::schema::object) or
-//! [`names!`](crate::qmp::schema::names): the macro makes the Rust type, its serde names and its description together,
-//! so that what `query-qmp-schema` says is what is sent and accepted. All descriptions are constants.
+//! Every argument and reply type is written once, with `object!` or `names!`: the macro makes the
+//! Rust type, its serde names and its description together, so that what `query-qmp-schema` says is what is sent and
+//! accepted. All descriptions are constants.
 
 use serde_json::{Map, Value};
 
