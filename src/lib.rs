@@ -3,5 +3,23 @@
 //! The modules stand in floor order: a file imports only from the floors below its own (`tests/floors.rs` holds it).
 
 pub mod error;
+pub mod sys;
 
+pub mod bus;
 pub mod config;
+pub mod event;
+pub mod qmp;
+
+pub mod kvm;
+pub mod memory;
+
+pub mod virtio;
+
+pub mod devices;
+pub mod disk;
+
+pub mod machine;
+
+pub mod control;
+
+pub mod cli;

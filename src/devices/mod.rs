@@ -1,0 +1,5 @@
+//! The devices of the machine.
+
+pub mod i8042;
+pub mod power;
+pub mod serial;

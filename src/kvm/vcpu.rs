@@ -1,0 +1,307 @@
+//! A vCPU and its thread.
+//!
+//! The thread `CPU n/KVM` runs guest code, and between two stretches of it answers the guest's register accesses
+//! through the buses. It stops at one place, its [`Gate`], where the main loop lets it run, parks it or ends it
+//! without ever waiting for it: what the vCPU has to say comes by a callback. What an access means is the slots'
+//! business; what becomes of the machine after an event is `control`'s.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::thread::{self, JoinHandle};
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::run_page::RunPage;
+use super::vm::Vm;
+use super::x86_64::regs::Entry;
+use super::x86_64::{cpuid, msr, regs};
+use crate::bus::Bus;
+use crate::error::{Context, Result};
+use crate::sys::gettid;
+
+/// What a vCPU has to say to the main loop.
+#[derive(Debug, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// It has left the guest, its last access is complete, and it runs no more until resumed. One for each `park`.
+    Parked,
+    /// A triple fault: the guest reset the processor, on purpose or not. The vCPU runs no more.
+    Shutdown,
+    /// KVM cannot go on with this vCPU: why, and its registers. The vCPU runs no more.
+    Failed(String),
+}
+
+/// The two address spaces of devices.
+#[derive(Clone)]
+pub struct Buses {
+    /// Port I/O.
+    pub pio: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+}
+
+/// A vCPU that has no thread yet.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    gate: Arc<Gate>,
+    index: u8,
+    /// Keeps the machine, and so guest memory, for as long as the vCPU may touch it. Last, so dropped last.
+    vm: Arc<Vm>,
+}
+
+impl Vcpu {
+    /// Makes vCPU `index` of `count`: its processor features and the registers that firmware would set.
+    ///
+    /// Until [`Vcpu::enter_at`] it is as after reset; all but the first wait for the guest to wake them.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses: no room for another vCPU on this host, or a feature it cannot show.
+    pub fn new(vm: &Arc<Vm>, index: u8, count: u8) -> Result<Vcpu> {
+        let fd = vm.fd().create_vcpu(index.into()).context(|| format!("KVM: create vCPU {index}"))?;
+        let features = cpuid::of_vcpu(vm.supported_cpuid(), index, count, vm.has_tsc_deadline())?;
+        fd.set_cpuid2(&features).context(|| format!("KVM: set the features of vCPU {index}"))?;
+        msr::set(&fd)?;
+        let page = RunPage::map(&fd, vm.fd().run_size())?;
+        let gate = Arc::new(Gate { request: AtomicU8::new(Request::Run as u8), page, tid: AtomicI32::new(0) });
+        Ok(Vcpu { fd, gate, index, vm: vm.clone() })
+    }
+
+    /// Makes this the boot vCPU, which starts at `entry`; writes the tables that it needs into guest memory.
+    ///
+    /// # Errors
+    ///
+    /// A table does not lie in guest memory, or KVM refuses a register.
+    pub fn enter_at(&self, entry: &Entry) -> Result<()> {
+        entry.prepare(self.vm.ram(), &self.fd)
+    }
+
+    /// Starts the thread: running the guest at once, or parked (it then says [`VcpuEvent::Parked`] once).
+    ///
+    /// `on_event` is called on the vCPU's thread and must not wait.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses a thread or the signal handler.
+    pub fn start(
+        self,
+        buses: Buses,
+        parked: bool,
+        on_event: impl FnMut(VcpuEvent) + Send + 'static,
+    ) -> Result<VcpuHandle> {
+        let name = format!("CPU {}/KVM", self.index);
+        register_signal_handler(SIGRTMIN(), on_kick).context(|| "KVM: handle the signal that calls a vCPU out")?;
+        let gate = self.gate.clone();
+        gate.ask(if parked { Request::Park } else { Request::Run });
+        let mut runner = Runner { vcpu: self, buses, on_event: Box::new(on_event) };
+        let thread = thread::Builder::new().name(name.clone()).spawn(move || runner.run());
+        Ok(VcpuHandle { gate, thread: Some(thread.context(|| format!("thread {name}"))?) })
+    }
+}
+
+/// Does nothing: a signal's arrival is enough to end KVM_RUN. Without SA_RESTART, so that it ends a blocking system
+/// call of the vCPU's thread as well.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// What the main loop wants of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Request {
+    Run,
+    Park,
+    Stop,
+}
+
+/// Where the main loop's request and the vCPU meet. No lock: a request is one atomic byte, and a parked vCPU sleeps
+/// in `thread::park`, whose token cannot be lost.
+#[derive(Debug)]
+struct Gate {
+    request: AtomicU8,
+    page: RunPage,
+    tid: AtomicI32,
+}
+
+impl Gate {
+    /// Publishes a request. The request first: whoever sees the page's flag must find it.
+    fn ask(&self, request: Request) {
+        self.request.store(request as u8, Ordering::SeqCst);
+        self.page.set_immediate_exit(request != Request::Run);
+    }
+
+    fn request(&self) -> Request {
+        match self.request.load(Ordering::SeqCst) {
+            0 => Request::Run,
+            1 => Request::Park,
+            _ => Request::Stop,
+        }
+    }
+
+    /// Readies the next KVM_RUN: it enters the guest only if nothing else is wanted. A request published after the
+    /// look sets the flag after we cleared it, so it is never lost.
+    fn pass(&self) {
+        self.page.set_immediate_exit(false);
+        if self.request() != Request::Run {
+            self.page.set_immediate_exit(true);
+        }
+    }
+}
+
+/// The main loop's hold on a vCPU. Dropping it ends the vCPU and joins its thread; to end several, `stop` all first.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    gate: Arc<Gate>,
+    /// `None` only while being dropped.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VcpuHandle {
+    /// Asks the vCPU to leave the guest and stay out; [`VcpuEvent::Parked`] follows. Returns at once.
+    ///
+    /// The next request is to come after that event: a `resume` before it may leave it unsaid.
+    pub fn park(&self) {
+        self.ask(Request::Park);
+    }
+
+    /// Lets a parked vCPU go on. Returns at once.
+    pub fn resume(&self) {
+        self.ask(Request::Run);
+    }
+
+    /// Asks the vCPU to end. Returns at once; nothing follows.
+    pub fn stop(&self) {
+        self.ask(Request::Stop);
+    }
+
+    /// The thread's id on the host; 0 for the moment until it has started.
+    pub fn tid(&self) -> i32 {
+        self.gate.tid.load(Ordering::Relaxed)
+    }
+
+    fn ask(&self, request: Request) {
+        self.gate.ask(request);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+            if request != Request::Run {
+                // A thread that has ended needs no calling out.
+                let _ = thread.kill(SIGRTMIN());
+            }
+        }
+    }
+}
+
+impl Drop for VcpuHandle {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How a stretch of guest code ended.
+enum Outcome {
+    /// The exit has been answered: go on.
+    Answered,
+    /// A signal or the gate's flag: the last access is complete.
+    Interrupted,
+    /// The vCPU cannot go on.
+    Over(VcpuEvent),
+}
+
+/// A vCPU on its thread.
+struct Runner {
+    vcpu: Vcpu,
+    buses: Buses,
+    on_event: Box<dyn FnMut(VcpuEvent) + Send>,
+}
+
+impl Runner {
+    /// The thread: runs the guest until told to stop.
+    fn run(&mut self) {
+        self.vcpu.gate.tid.store(gettid(), Ordering::Relaxed);
+        let mut alive = true;
+        loop {
+            if alive {
+                match self.enter() {
+                    Outcome::Answered => continue,
+                    Outcome::Interrupted => {}
+                    Outcome::Over(event) => {
+                        (self.on_event)(event);
+                        alive = false;
+                    }
+                }
+            }
+            if !self.wait(alive) {
+                return;
+            }
+        }
+    }
+
+    /// Waits at the gate until the vCPU is wanted again; false once it is to end.
+    fn wait(&mut self, alive: bool) -> bool {
+        let mut parked = false;
+        loop {
+            match self.vcpu.gate.request() {
+                Request::Stop => return false,
+                Request::Run if alive => {
+                    if parked {
+                        // Tells the guest's watchdog that it was stopped, not stuck; refused where the guest has not
+                        // switched KVM's clock on, and then there is nothing to tell.
+                        let _ = self.vcpu.fd.kvmclock_ctrl();
+                    }
+                    return true;
+                }
+                Request::Run => parked = false,
+                Request::Park if !parked => {
+                    parked = true;
+                    (self.on_event)(VcpuEvent::Parked);
+                    continue;
+                }
+                Request::Park => {}
+            }
+            thread::park();
+        }
+    }
+
+    /// Runs the guest up to one exit, and answers it.
+    fn enter(&mut self) -> Outcome {
+        self.vcpu.gate.pass();
+        let why = match self.vcpu.fd.run() {
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.buses.mmio.read(address, data);
+                return Outcome::Answered;
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.buses.mmio.write(address, data);
+                return Outcome::Answered;
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                let size = self.vcpu.gate.page.io_size();
+                data.chunks_mut(size).for_each(|access| self.buses.pio.read(port.into(), access));
+                return Outcome::Answered;
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                let size = self.vcpu.gate.page.io_size();
+                data.chunks(size).for_each(|access| self.buses.pio.write(port.into(), access));
+                return Outcome::Answered;
+            }
+            Ok(VcpuExit::Intr) => return Outcome::Interrupted,
+            Ok(VcpuExit::Shutdown) => return Outcome::Over(VcpuEvent::Shutdown),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET, _)) => {
+                return Outcome::Over(VcpuEvent::Shutdown);
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => format!("the processor refuses its state (reason {reason:#x})"),
+            Ok(VcpuExit::InternalError) => format!("KVM internal error {}", self.vcpu.gate.page.suberror()),
+            Ok(exit) => format!("KVM exit that we do not know: {exit:?}"),
+            Err(errno) => match errno.errno() {
+                libc::EINTR => return Outcome::Interrupted,
+                libc::EAGAIN => return Outcome::Answered,
+                _ => format!("KVM_RUN: {errno}"),
+            },
+        };
+        Outcome::Over(VcpuEvent::Failed(format!("{why}; {}", regs::dump(&self.vcpu.fd))))
+    }
+}

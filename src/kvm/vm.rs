@@ -1,0 +1,137 @@
+//! `Vm`: the virtual machine as KVM knows it: its memory and its interrupt controllers.
+//!
+//! It is made once, by the main thread, before any vCPU; everything that KVM is told later goes through it. The
+//! vCPUs, kicks and interrupt lines hold it, and it holds guest memory, so KVM never keeps an address that is
+//! unmapped.
+//!
+//! There is no emulated 8254 timer. A guest does not need one: KVM's clock tells it the TSC's frequency and the local
+//! APIC timer runs in TSC-deadline mode, so there is nothing left to calibrate against; and without it a start is
+//! shorter and no host thread is made.
+
+#![allow(unsafe_code)] // Handing memory to KVM is a promise that the mapping stays.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::error::{Context, Error, Result};
+use crate::memory::GuestRam;
+
+/// One page that KVM takes, on Intel processors, for an identity map while the guest is in real mode.
+pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
+/// Three pages that KVM takes, on Intel processors, for a task state segment while the guest is in real mode.
+pub const TSS: u64 = 0xFFFB_D000;
+
+/// What we cannot do without, and how the kernel calls it.
+const NEEDED: [(Cap, &str); 7] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// A virtual machine without vCPUs.
+#[derive(Debug)]
+pub struct Vm {
+    // Dropped in this order: KVM lets go of the memory before it is unmapped.
+    fd: VmFd,
+    ram: Arc<GuestRam>,
+    cpuid: CpuId,
+    tsc_deadline: bool,
+}
+
+impl Vm {
+    /// A machine with this memory and with interrupt controllers (two 8259, an I/O APIC, a local APIC a vCPU).
+    ///
+    /// # Errors
+    ///
+    /// There is no /dev/kvm, we may not open it, or it lacks something we cannot do without: the sentence says which
+    /// and what to do.
+    pub fn new(ram: Arc<GuestRam>) -> Result<Vm> {
+        let kvm = open()?;
+        let fd = create(&kvm)?;
+        // Memory before the interrupt controllers: each change of the memory map after them waits for a grace period
+        // of the host's kernel, which is several milliseconds.
+        for (slot, region) in (0..).zip(ram.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the mapping is that long, and `ram` keeps it for as long as this machine lives.
+            unsafe { fd.set_user_memory_region(region) }.context(|| "KVM: hand over guest memory")?;
+        }
+        fd.set_identity_map_address(IDENTITY_MAP).context(|| "KVM: place the identity map")?;
+        fd.set_tss_address(TSS as usize).context(|| "KVM: place the task state segment")?;
+        fd.create_irq_chip().context(|| "KVM: make the interrupt controllers")?;
+        let cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context(|| "KVM: ask for the processor's features")?;
+        Ok(Vm { fd, ram, cpuid, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) })
+    }
+
+    /// The machine's descriptor.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// What KVM on this host can show a guest of the processor; not yet made fit for one vCPU.
+    pub fn supported_cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Whether a vCPU's local APIC timer can run in TSC-deadline mode.
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.tsc_deadline
+    }
+}
+
+/// Opens /dev/kvm and checks that it is what we were written for.
+fn open() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(|errno| {
+        let sentence = match errno.errno() {
+            libc::ENOENT => {
+                "/dev/kvm: there is none; load the module kvm_intel or kvm_amd, and where there is nothing to load \
+                 it for, switch virtualisation on in the firmware (or nested virtualisation in the host above)"
+            }
+            libc::EACCES | libc::EPERM => {
+                "/dev/kvm: this user may not open it; join the group that owns it (usually: usermod -aG kvm USER, \
+                 then log in again) or run as root"
+            }
+            _ => "/dev/kvm: open",
+        };
+        Error::host(sentence).because(errno)
+    })?;
+    let version = kvm.get_api_version();
+    if u32::try_from(version) != Ok(KVM_API_VERSION) {
+        return Err(Error::host(format!("/dev/kvm: API version {version}, and we speak {KVM_API_VERSION} only")));
+    }
+    for (cap, name) in NEEDED {
+        if !kvm.check_extension(cap) {
+            return Err(Error::host(format!("/dev/kvm: this host's KVM lacks {name}; a newer kernel has it")));
+        }
+    }
+    Ok(kvm)
+}
+
+/// Makes the machine; the kernel gives up on a signal, which is no reason for us to.
+fn create(kvm: &Kvm) -> Result<VmFd> {
+    loop {
+        match kvm.create_vm() {
+            Err(errno) if errno.errno() == libc::EINTR => {}
+            made => return made.map_err(io::Error::from).context(|| "KVM: create a virtual machine"),
+        }
+    }
+}

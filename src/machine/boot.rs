@@ -1,0 +1,179 @@
+//! Loading: kernel, initrd, command line and start information go into guest memory, and out comes where the boot
+//! vCPU starts.
+//!
+//! What the image is and whether it can be believed is `kernel`'s business; what the registers look like then is
+//! `kvm::x86_64::regs`'. Main thread, before the guest runs.
+
+use std::fs::File;
+use std::path::Path;
+
+use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::elf::start_info::{
+    XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::kernel::{self, Kernel, Protocol};
+use super::layout;
+use crate::error::{Context, Error, Result};
+use crate::kvm::x86_64::regs::{Entry, Mode};
+use crate::memory::{self, GuestRam};
+
+/// What the guest starts from.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot<'a> {
+    /// The kernel's image: a bzImage, or an ELF vmlinux.
+    pub kernel: &'a Path,
+    /// The initial RAM disk.
+    pub initrd: Option<&'a Path>,
+    /// The command line, complete.
+    pub command_line: &'a str,
+}
+
+/// Kinds of memory in the map that the guest is given (ACPI 6.5, 15.4).
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+
+/// The loader's number in the boot protocol's list: "none of those assigned".
+const LOADER_UNDEFINED: u8 = 0xff;
+
+const PAGE: u64 = 4096;
+
+/// Loads everything, and says where and how the boot vCPU starts.
+///
+/// The ACPI tables are expected at [`layout::RSDP`]; they may be written before or after.
+///
+/// # Errors
+///
+/// A file cannot be read or is not what it should be, or something does not fit: the sentence names the file, and the
+/// sizes.
+pub fn load(ram: &GuestRam, boot: &Boot) -> Result<Entry> {
+    let name = || format!("kernel {:?}", boot.kernel);
+    let mut file = open(boot.kernel).context(name)?;
+    let kernel = kernel::load(ram, &mut file).context(name)?;
+    write_command_line(ram, boot.command_line, kernel.command_line_max)?;
+    let initrd = match boot.initrd {
+        Some(path) => Some(load_initrd(ram, path, &kernel).context(|| format!("initrd {path:?}"))?),
+        None => None,
+    };
+    match kernel.protocol {
+        Protocol::Linux64 => write_zero_page(ram, &kernel, initrd)?,
+        Protocol::Pvh => write_start_info(ram, initrd)?,
+    }
+    let (mode, rsi, rbx) = match kernel.protocol {
+        Protocol::Linux64 => (Mode::Long { page_tables: layout::PAGE_TABLES }, layout::ZERO_PAGE, 0),
+        Protocol::Pvh => (Mode::Protected, 0, layout::PVH_START),
+    };
+    Ok(Entry { mode, rip: kernel.entry, rsp: layout::BOOT_STACK, rbx, rsi, gdt: layout::GDT })
+}
+
+/// Opens a file that has a size: a pipe or a directory is refused before it can block us.
+fn open(path: &Path) -> Result<File> {
+    if !path.metadata().context(|| "open")?.is_file() {
+        return Err(Error::host("it is not a regular file"));
+    }
+    File::open(path).context(|| "open")
+}
+
+fn write_command_line(ram: &GuestRam, line: &str, kernel_max: u64) -> Result<()> {
+    let max = kernel_max.min(layout::COMMAND_LINE_BYTES - 1);
+    if line.len() as u64 > max {
+        return Err(Error::usage(format!(
+            "kernel command line: {} bytes, and this kernel reads {max} at most",
+            line.len()
+        )));
+    }
+    if line.contains('\0') {
+        return Err(Error::usage("kernel command line: it has a zero byte in it, and a kernel would stop there"));
+    }
+    let end = GuestAddress(layout::COMMAND_LINE + line.len() as u64);
+    ram.write_slice(line.as_bytes(), GuestAddress(layout::COMMAND_LINE))
+        .and_then(|()| ram.write_obj(0u8, end))
+        .context(|| "boot: write the command line")
+}
+
+/// Reads the initrd to the highest place where the kernel looks for one: its address and size.
+fn load_initrd(ram: &GuestRam, path: &Path, kernel: &Kernel) -> Result<(u64, u64)> {
+    let mut file = open(path)?;
+    let size = file.metadata().context(|| "ask for its size")?.len();
+    if size == 0 {
+        return Err(Error::host("it is empty"));
+    }
+    let top = memory::low_end(ram).min(kernel.initrd_max.saturating_add(1));
+    let start = top.checked_sub(size).map(|start| start & !(PAGE - 1)).filter(|start| *start >= kernel.end);
+    let start = start.ok_or_else(|| {
+        Error::host(format!(
+            "it has {size} bytes, and between the kernel ({:#x}) and the top ({top:#x}) there are {}: the guest needs \
+             more memory",
+            kernel.end,
+            top.saturating_sub(kernel.end)
+        ))
+    })?;
+    let bytes = usize::try_from(size).context(|| "its size")?;
+    ram.read_exact_volatile_from(GuestAddress(start), &mut file, bytes).context(|| "read it")?;
+    Ok((start, size))
+}
+
+/// The memory map of the guest: what is RAM, and what looks like it and is not.
+fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, u32)> {
+    let total = memory::total(ram);
+    let mut map = vec![(0, layout::BIOS, E820_RAM), (layout::BIOS, layout::HIGH_RAM - layout::BIOS, E820_RESERVED)];
+    for (start, len) in memory::pieces(total) {
+        let from = start.max(layout::HIGH_RAM);
+        map.push((from, start + len - from, E820_RAM));
+    }
+    map
+}
+
+/// The start information of the 64-bit entry (Linux, Documentation/arch/x86/zero-page.rst).
+fn write_zero_page(ram: &GuestRam, kernel: &Kernel, initrd: Option<(u64, u64)>) -> Result<()> {
+    let mut params = boot_params {
+        hdr: kernel.header.unwrap_or(setup_header {
+            // An ELF kernel has no header; these two are how a reader knows that one stands here.
+            boot_flag: 0xaa55,
+            header: u32::from_le_bytes(*b"HdrS"),
+            ..setup_header::default()
+        }),
+        acpi_rsdp_addr: layout::RSDP,
+        ..boot_params::default()
+    };
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.cmd_line_ptr = layout::COMMAND_LINE as u32;
+    if let Some((start, size)) = initrd {
+        params.hdr.ramdisk_image = start as u32;
+        params.hdr.ramdisk_size = size as u32;
+    }
+    let map = memory_map(ram);
+    params.e820_entries = map.len() as u8;
+    for (slot, (addr, size, kind)) in params.e820_table.iter_mut().zip(map) {
+        *slot = boot_e820_entry { addr, size, r#type: kind };
+    }
+    ram.write_obj(params, GuestAddress(layout::ZERO_PAGE)).context(|| "boot: write the zero page")
+}
+
+/// The start information of the PVH entry (Xen, public/arch-x86/hvm/start_info.h).
+fn write_start_info(ram: &GuestRam, initrd: Option<(u64, u64)>) -> Result<()> {
+    let map = memory_map(ram);
+    let start = hvm_start_info {
+        magic: XEN_HVM_START_MAGIC_VALUE,
+        version: 1,
+        nr_modules: initrd.iter().len() as u32,
+        modlist_paddr: layout::PVH_MODULES,
+        cmdline_paddr: layout::COMMAND_LINE,
+        rsdp_paddr: layout::RSDP,
+        memmap_paddr: layout::PVH_MEMORY_MAP,
+        memmap_entries: map.len() as u32,
+        ..hvm_start_info::default()
+    };
+    let (paddr, size) = initrd.unwrap_or_default();
+    let module = hvm_modlist_entry { paddr, size, ..hvm_modlist_entry::default() };
+    let mut written = ram
+        .write_obj(start, GuestAddress(layout::PVH_START))
+        .and_then(|()| ram.write_obj(module, GuestAddress(layout::PVH_MODULES)));
+    for ((addr, size, kind), index) in map.into_iter().zip(0u64..) {
+        let entry = hvm_memmap_table_entry { addr, size, type_: kind, reserved: 0 };
+        let at = layout::PVH_MEMORY_MAP + index * size_of::<hvm_memmap_table_entry>() as u64;
+        written = written.and_then(|()| ram.write_obj(entry, GuestAddress(at)));
+    }
+    written.context(|| "boot: write the start information")
+}

@@ -1,0 +1,125 @@
+//! Guest memory: the mappings that the guest sees as RAM.
+//!
+//! One mapping below the gap under 4 GiB and one above it, made before anything else and shared by everybody who
+//! reads or writes for the guest. It is *not* the map of devices (`bus`), and it does not tell KVM anything
+//! (`kvm::vm` does). Made by the main thread; used by all of them, through volatile accesses only.
+
+#![allow(unsafe_code)] // madvise(2) on the mappings has no safe wrapper.
+
+use std::sync::Arc;
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::error::{Context, Error, Result};
+
+/// All of the guest's RAM.
+pub type GuestRam = GuestMemoryMmap<()>;
+
+/// Where RAM stops below 4 GiB: devices, interrupt controllers and KVM's own pages lie from here on.
+pub const GAP_START: u64 = 0xC000_0000;
+/// Where RAM goes on behind the gap: 4 GiB.
+pub const GAP_END: u64 = 1 << 32;
+
+/// The pieces of RAM, as address and length, that `bytes` of memory make: one, or two when they do not fit below
+/// the gap.
+pub fn pieces(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    let low = bytes.min(GAP_START);
+    [(0, low), (GAP_END, bytes - low)].into_iter().filter(|piece| piece.1 > 0)
+}
+
+/// Allocates `bytes` of guest memory (a multiple of the page size), all zero.
+///
+/// Nothing is reserved: a page that the guest never touches costs the host nothing. With `share` the mapping is a
+/// shared one, so that a process forked or handed the mapping sees the guest's writes. Without `dump` the memory is
+/// left out of a core dump of the monitor.
+///
+/// # Errors
+///
+/// The host refuses the mapping: not enough address space, or a limit (`ulimit -v`).
+pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
+    let visibility = if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    let mut regions = Vec::with_capacity(2);
+    for (start, len) in pieces(bytes) {
+        let len = usize::try_from(len).context(|| "guest memory")?;
+        let mapping = MmapRegionBuilder::new(len)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | visibility)
+            .build()
+            .context(|| format!("guest memory: map {} MiB", len >> 20))?;
+        if !dump {
+            // SAFETY: the range is the mapping just made, and the advice changes nothing that the guest can see.
+            if unsafe { libc::madvise(mapping.as_ptr().cast(), len, libc::MADV_DONTDUMP) } != 0 {
+                return Err(
+                    Error::host("guest memory: leave it out of core dumps").because(std::io::Error::last_os_error())
+                );
+            }
+        }
+        regions.push(
+            GuestRegionMmap::new(mapping, GuestAddress(start))
+                .ok_or_else(|| Error::host("guest memory: does not fit the address space"))?,
+        );
+    }
+    Ok(Arc::new(GuestRam::from_regions(regions).context(|| "guest memory")?))
+}
+
+/// Where the RAM below the gap ends.
+pub fn low_end(ram: &GuestRam) -> u64 {
+    total(ram).min(GAP_START)
+}
+
+/// How much RAM there is, in bytes.
+pub fn total(ram: &GuestRam) -> u64 {
+    use vm_memory::GuestMemoryRegion;
+    ram.iter().map(GuestMemoryRegion::len).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryRegion};
+
+    #[test]
+    fn memory_that_fits_below_the_gap_is_one_piece() {
+        assert_eq!(pieces(16 << 20).collect::<Vec<_>>(), [(0, 16 << 20)]);
+        assert_eq!(pieces(GAP_START).collect::<Vec<_>>(), [(0, GAP_START)]);
+    }
+
+    #[test]
+    fn memory_that_does_not_fit_below_the_gap_goes_on_at_four_gigabytes() {
+        assert_eq!(pieces(GAP_START + 4096).collect::<Vec<_>>(), [(0, GAP_START), (GAP_END, 4096)]);
+    }
+
+    #[test]
+    fn the_gap_is_not_memory() {
+        let ram = allocate(GAP_START + (1 << 20), false, true).unwrap();
+        assert_eq!(ram.num_regions(), 2);
+        assert_eq!((total(&ram), low_end(&ram)), (GAP_START + (1 << 20), GAP_START));
+        assert!(ram.write_obj(1u8, GuestAddress(GAP_START - 1)).is_ok());
+        assert!(ram.write_obj(1u8, GuestAddress(GAP_START)).is_err());
+        assert!(ram.write_obj(1u8, GuestAddress(GAP_END)).is_ok());
+        assert!(ram.write_obj(1u8, GuestAddress(GAP_END + (1 << 20))).is_err());
+    }
+
+    /// The flags and figures that the kernel keeps for the mapping at `address`.
+    fn smaps_of(address: u64) -> Vec<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
+        let head = lines.next().expect("the mapping is there").to_owned();
+        std::iter::once(head).chain(lines.take_while(|line| !line.contains(" rw-")).map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn untouched_memory_costs_nothing_and_stays_out_of_core_dumps_when_asked() {
+        for (share, dump) in [(false, true), (false, false), (true, false)] {
+            let ram = allocate(64 << 20, share, dump).unwrap();
+            let region = ram.iter().next().unwrap();
+            let lines = smaps_of(region.as_ptr() as u64);
+            assert!(lines.iter().any(|line| line.starts_with("Rss:") && line.contains(" 0 kB")), "{lines:?}");
+            let flags = lines.iter().find(|line| line.starts_with("VmFlags:")).expect("flags");
+            assert_eq!(flags.contains(" dd"), !dump, "{flags}");
+            assert_eq!(lines[0].contains("rw-s"), share, "{}", lines[0]);
+            assert_eq!(region.len(), 64 << 20);
+        }
+    }
+}
