@@ -4,4 +4,8 @@
 
 pub mod error;
 
+pub mod sys;
+
 pub mod config;
+
+pub mod disk;
