@@ -57,9 +57,14 @@ enum State {
     Prelaunch,
     Running,
     /// So many vCPUs have not reported yet that they are parked.
-    Parking { left: usize, launched: bool },
+    Parking {
+        left: usize,
+        launched: bool,
+    },
     /// All vCPUs are parked; so many workers may still have requests in flight.
-    Draining { left: usize },
+    Draining {
+        left: usize,
+    },
     Paused,
     Ended(RunState),
 }

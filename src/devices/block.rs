@@ -146,8 +146,7 @@ impl Block {
         for (to, from) in padded.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        let none =
-            Request { queue: 0, head: 0, kind: Kind::Read, bytes: 0, begin_ns: 0, status: GuestAddress(0) };
+        let none = Request { queue: 0, head: 0, kind: Kind::Read, bytes: 0, begin_ns: 0, status: GuestAddress(0) };
         Block {
             id: id.to_string(),
             serial: padded,
@@ -168,26 +167,35 @@ impl Block {
     pub fn counters(&self) -> Arc<BlockCounters> {
         self.table.counters.clone()
     }
+}
 
+/// Translates one chain. What it borrows apart from the segments is free again when it is done.
+struct Translation<'s, 'd> {
+    segments: &'s mut Vec<Segment>,
+    table: &'d Table,
+    serial: &'d [u8],
+    capacity: u64,
+}
+
+impl<'s> Translation<'s, '_> {
     /// Translates a request for the disk, or finds that it is none for it.
-    fn translate(&mut self, header: &Header, chain: &Chain) -> std::result::Result<Work<'_>, Aside> {
+    fn translate(mut self, header: &Header, chain: &Chain) -> std::result::Result<Work<'s>, Aside> {
         let invalid = |kind| Aside::Invalid(kind, VIRTIO_BLK_S_IOERR);
         match header.kind {
             VIRTIO_BLK_T_IN => {
-                let (offset, bytes) =
-                    self.place(header.sector, chain.writable(), 0, 1).ok_or(invalid(Kind::Read))?;
-                Ok((Op::Read { offset, segments: &self.segments }, Kind::Read, bytes))
+                let (offset, bytes) = self.place(header.sector, chain.writable(), 0, 1).ok_or(invalid(Kind::Read))?;
+                Ok((Op::Read { offset, segments: self.segments }, Kind::Read, bytes))
             }
             VIRTIO_BLK_T_OUT => {
                 let (offset, bytes) =
                     self.place(header.sector, chain.readable(), HEADER_BYTES, 0).ok_or(invalid(Kind::Write))?;
-                Ok((Op::Write { offset, segments: &self.segments }, Kind::Write, bytes))
+                Ok((Op::Write { offset, segments: self.segments }, Kind::Write, bytes))
             }
             VIRTIO_BLK_T_FLUSH => Ok((Op::Flush, Kind::Flush, 0)),
             VIRTIO_BLK_T_GET_ID => {
                 self.collect(chain.writable(), 0, 1).ok_or(invalid(Kind::Read))?;
-                let mut left = &self.serial[..];
-                for segment in &self.segments {
+                let mut left = self.serial;
+                for segment in self.segments.iter() {
                     let (now, later) = left.split_at(left.len().min(segment.len as usize));
                     self.table.ram.write_slice(now, segment.addr).map_err(|_| invalid(Kind::Read))?;
                     left = later;
@@ -200,7 +208,7 @@ impl Block {
     }
 
     /// A discard or write-zeroes of one range, which is as many as `max_discard_seg` allows (section 5.2.6).
-    fn translate_unmap(&self, kind: u32, buffers: &[Buffer]) -> std::result::Result<Work<'_>, Aside> {
+    fn translate_unmap(&self, kind: u32, buffers: &[Buffer]) -> std::result::Result<Work<'s>, Aside> {
         let invalid = |status| Aside::Invalid(Kind::Unmap, status);
         let mut range = [0; HEADER_BYTES + 1];
         if self.table.gather(buffers, HEADER_BYTES, &mut range) != HEADER_BYTES {
@@ -255,7 +263,7 @@ impl Block {
     fn offset(&self, sector: u64, bytes: u64) -> Option<u64> {
         let offset = sector.checked_mul(SECTOR)?;
         let end = offset.checked_add(bytes)?;
-        (bytes % SECTOR == 0 && end <= self.disk.sectors() * SECTOR).then_some(offset)
+        (bytes.is_multiple_of(SECTOR) && end <= self.capacity).then_some(offset)
     }
 }
 
@@ -385,14 +393,12 @@ impl Device for Block {
         };
         // There are as many requests as heads, so there is always a free one.
         let Some(token) = self.table.free.pop() else { return Verdict::Used(0) };
-        let begin_ns = now_ns;
-        let aside = match self.translate(&header, chain) {
+        let Block { disk, table, segments, serial, .. } = self;
+        let translation = Translation { segments, table, serial, capacity: disk.sectors() * SECTOR };
+        let aside = match translation.translate(&header, chain) {
             Ok((op, kind, bytes)) => {
-                // Borrowed apart: `op` holds on to `self.segments`.
-                let Block { disk, table, .. } = self;
-                let head = chain.head();
-                table.requests[token as usize] =
-                    Request { queue: queue as u16, head, kind, bytes, begin_ns, status: header.status };
+                let (queue, head, status) = (queue as u16, chain.head(), header.status);
+                table.requests[token as usize] = Request { queue, head, kind, bytes, begin_ns: now_ns, status };
                 return match disk.submit(op, token) {
                     Submitted::Queued => Verdict::Pending,
                     Submitted::Done(result) => Verdict::Used(table.finish(token, result, now_ns).2),

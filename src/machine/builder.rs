@@ -58,11 +58,8 @@ impl Machine {
         let ram = memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?;
         let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
         let vm = Arc::new(Vm::new(ram.clone())?);
-        let iothreads = spec
-            .iothreads
-            .iter()
-            .map(|iothread| LoopThread::start(&iothread.id, || {}))
-            .collect::<Result<Vec<_>>>()?;
+        let iothreads =
+            spec.iothreads.iter().map(|iothread| LoopThread::start(&iothread.id, || {})).collect::<Result<Vec<_>>>()?;
         let mut board = Board::new(vm.clone());
         let mut drives = Vec::with_capacity(disks.len());
         for (drive, disk) in spec.drives.iter().zip(disks) {
@@ -108,8 +105,7 @@ impl Machine {
             vcpus.push(vcpu.start(self.buses.clone(), frozen, on_event)?);
         }
         self.inventory.vcpus = vcpus.into();
-        let threads =
-            Threads { _vcpus: self.inventory.vcpus.clone(), _iothreads: self.iothreads, _lines: self.lines };
+        let threads = Threads { _vcpus: self.inventory.vcpus.clone(), _iothreads: self.iothreads, _lines: self.lines };
         Ok((self.inventory, threads))
     }
 }
@@ -163,11 +159,8 @@ fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>
     let slots = board.slots();
     let words = slots.iter().map(layout::VirtioSlot::kernel_word);
     let command_line = std::iter::once(spec.append.clone()).chain(words).collect::<Vec<_>>().join(" ");
-    let what = boot::Boot {
-        kernel: &spec.kernel,
-        initrd: spec.initrd.as_deref(),
-        command_line: command_line.trim_start(),
-    };
+    let what =
+        boot::Boot { kernel: &spec.kernel, initrd: spec.initrd.as_deref(), command_line: command_line.trim_start() };
     let entry = boot::load(vm.ram(), &what)?;
     acpi::write(vm.ram(), spec.cpus, &slots)?;
     mptable::write(vm.ram(), spec.cpus)?;

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod io;
 pub mod poll;
 pub mod signalfd;
 pub mod socket;

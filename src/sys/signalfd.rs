@@ -4,7 +4,7 @@
 //! comes before any other thread. Main thread.
 
 use std::io;
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -38,7 +38,7 @@ impl SignalFd {
     /// The next signal that has arrived, if any.
     pub fn read(&self) -> Option<i32> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
-        let size = mem::size_of::<libc::signalfd_siginfo>();
+        let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the kernel writes at most `size` bytes into `info`, and all of them if it returns `size`.
         unsafe {
             let got = libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size);

@@ -174,7 +174,7 @@ impl Ring {
 
     /// Where both sides stand.
     pub fn dump(&self) -> String {
-        let index = |read: std::result::Result<std::num::Wrapping<u16>, _>| {
+        let index = |read: Result<std::num::Wrapping<u16>, _>| {
             read.map_or_else(|_: virtio_queue::Error| "unreadable".to_string(), |index| index.to_string())
         };
         format!(
