@@ -140,6 +140,7 @@ impl Control {
             Notice::Vcpu(VcpuEvent::Parked) => self.parked(),
             Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.finish(ShutdownCause::GuestReset, End::Wanted),
             Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
+            Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
             Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
             Notice::IoFailure(drive, failure) => self.io_failure(drive, &failure),
         }
@@ -270,6 +271,9 @@ impl Control {
         let iothreads = self.inventory.iothreads.iter().map(|(id, remote)| (id.as_str(), remote));
         for (id, remote) in std::iter::once(("main", &self.inventory.main)).chain(iothreads) {
             info!("loop {id}, thread {}: {:?}", remote.thread_id(), remote.counters());
+        }
+        for vcpu in self.inventory.vcpus.iter() {
+            vcpu.dump();
         }
         for worker in &self.inventory.workers {
             let sender = self.sender.clone();

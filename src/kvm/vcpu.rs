@@ -6,7 +6,7 @@
 //! business; what becomes of the machine after an event is `control`'s.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
@@ -30,6 +30,8 @@ pub enum VcpuEvent {
     Shutdown,
     /// KVM cannot go on with this vCPU: why, and its registers. The vCPU runs no more.
     Failed(String),
+    /// Its index and registers, as [`VcpuHandle::dump`] asked.
+    Registers(String),
 }
 
 /// The two address spaces of devices.
@@ -65,7 +67,12 @@ impl Vcpu {
         fd.set_cpuid2(&features).context(|| format!("KVM: set the features of vCPU {index}"))?;
         msr::set(&fd)?;
         let page = RunPage::map(&fd, vm.fd().run_size())?;
-        let gate = Arc::new(Gate { request: AtomicU8::new(Request::Run as u8), page, tid: AtomicI32::new(0) });
+        let gate = Arc::new(Gate {
+            request: AtomicU8::new(Request::Run as u8),
+            dump: AtomicBool::new(false),
+            page,
+            tid: AtomicI32::new(0),
+        });
         Ok(Vcpu { fd, gate, index, vm: vm.clone() })
     }
 
@@ -119,6 +126,8 @@ enum Request {
 #[derive(Debug)]
 struct Gate {
     request: AtomicU8,
+    /// The registers are wanted.
+    dump: AtomicBool,
     page: RunPage,
     tid: AtomicI32,
 }
@@ -142,7 +151,7 @@ impl Gate {
     /// look sets the flag after we cleared it, so it is never lost.
     fn pass(&self) {
         self.page.set_immediate_exit(false);
-        if self.request() != Request::Run {
+        if self.request() != Request::Run || self.dump.load(Ordering::SeqCst) {
             self.page.set_immediate_exit(true);
         }
     }
@@ -169,6 +178,13 @@ impl VcpuHandle {
         self.ask(Request::Run);
     }
 
+    /// Asks the vCPU for its registers; [`VcpuEvent::Registers`] follows, unless it has ended. Returns at once.
+    pub fn dump(&self) {
+        self.gate.dump.store(true, Ordering::SeqCst);
+        self.gate.page.set_immediate_exit(true);
+        self.call();
+    }
+
     /// Asks the vCPU to end. Returns at once; nothing follows.
     pub fn stop(&self) {
         self.ask(Request::Stop);
@@ -181,12 +197,26 @@ impl VcpuHandle {
 
     fn ask(&self, request: Request) {
         self.gate.ask(request);
+        if request == Request::Run {
+            self.wake();
+        } else {
+            self.call();
+        }
+    }
+
+    /// Wakes the thread at its gate.
+    fn wake(&self) {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
-            if request != Request::Run {
-                // A thread that has ended needs no calling out.
-                let _ = thread.kill(SIGRTMIN());
-            }
+        }
+    }
+
+    /// Calls the thread to its gate, out of the guest if it is in there.
+    fn call(&self) {
+        self.wake();
+        if let Some(thread) = &self.thread {
+            // A thread that has ended needs no calling out.
+            let _ = thread.kill(SIGRTMIN());
         }
     }
 }
@@ -244,6 +274,10 @@ impl Runner {
     fn wait(&mut self, alive: bool) -> bool {
         let mut parked = false;
         loop {
+            if self.vcpu.gate.dump.swap(false, Ordering::SeqCst) {
+                let registers = regs::dump(&self.vcpu.fd);
+                (self.on_event)(VcpuEvent::Registers(format!("vCPU {}: {registers}", self.vcpu.index)));
+            }
             match self.vcpu.gate.request() {
                 Request::Stop => return false,
                 Request::Run if alive => {
