@@ -17,7 +17,7 @@ use loopvisor::sys::terminal::Terminal;
 use loopvisor::sys::tune;
 
 fn main() -> ExitCode {
-    tune::memory();
+    tune::one_heap();
     match cli::parse(std::env::args_os().skip(1)) {
         Ok(Command::Print(text)) => {
             // Nobody is left to be told that nobody reads.
@@ -95,6 +95,8 @@ impl Running {
 
     /// Runs the main loop until the machine ends, and takes everything apart.
     fn finish(mut self) -> Result<()> {
+        // After the threads are made, which would inherit it.
+        tune::short_slice();
         let ran = self.main.run();
         // The loop first: a vCPU that waits for a device of it is answered by the device's end.
         drop(self.main);
