@@ -5,3 +5,5 @@ pub mod boot;
 mod kernel;
 pub mod layout;
 pub mod mptable;
+#[cfg(test)]
+mod testing;
