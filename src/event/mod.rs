@@ -9,20 +9,23 @@
 
 mod channel;
 mod counters;
+mod cx;
 mod done;
 mod event_loop;
 mod inbox;
 mod slots;
 pub mod thread;
+mod timers;
 mod watch;
 
 pub use channel::{Receiver, Sender, channel};
 pub use counters::Counters;
+pub use cx::Cx;
 pub use done::{Done, Lost, Waiter};
-pub use event_loop::{BATCH, Cx, EventLoop, Flow, Handler, Wait};
+pub use event_loop::{BATCH, EventLoop, Flow, Handler, Wait};
 pub use inbox::Remote;
 pub use slots::Key;
 pub use watch::{Event, Interest, Signal};
 
 #[cfg(test)]
-mod event_loop_test;
+mod tests;

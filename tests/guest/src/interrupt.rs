@@ -42,8 +42,11 @@ pub enum Trigger {
     Level,
 }
 
-/// Fills the IDT: until then an exception ends the machine.
-pub fn fill_gates() {
+/// Fills the IDT (until then an exception ends the machine) and masks the 8259s: they would kick the processor at each
+/// interrupt of a device, which a load that polls does not take.
+pub fn prepare() {
+    cpu::out8(0x21, 0xff);
+    cpu::out8(0xa1, 0xff);
     for vector in 0..32 {
         gate(vector, &raw const exception_gates as u64 + 16 * vector as u64);
         gate(FIRST_VECTOR as usize + vector, &raw const interrupt_gates as u64 + 16 * vector as u64);
@@ -62,10 +65,8 @@ fn local() -> Registers {
     Registers::new(LOCAL_APIC)
 }
 
-/// Switches the local APIC on and the old interrupt controllers off.
+/// Switches the local APIC on.
 pub fn start() {
-    cpu::out8(0x21, 0xff);
-    cpu::out8(0xa1, 0xff);
     local().write32(LVT_LINT0, MASKED);
     local().write32(SPURIOUS, SPURIOUS_VECTOR | 1 << 8);
 }

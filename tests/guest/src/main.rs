@@ -35,7 +35,7 @@ const END_NS: u64 = 200_000_000;
 /// hvm_start_info.
 #[unsafe(no_mangle)]
 extern "C" fn ring3_main(protocol: u32, address: u32) -> ! {
-    interrupt::fill_gates();
+    interrupt::prepare();
     let machine = Machine::read(protocol, address);
     clock::start();
     let mode = machine.words.get("mode").unwrap_or("hello");
