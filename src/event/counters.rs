@@ -26,8 +26,8 @@ pub struct Counters {
     pub stuck: u64,
     /// Handlers that returned an error and were removed (G22).
     pub failed: u64,
-    /// The longest stretch of handler calls between two looks at the clock, in nanoseconds: of one call when few are
-    /// ready, of up to eight in a row when many are. No single call took longer.
+    /// The longest stretch between two looks at the clock in which handlers were called, in nanoseconds. A stretch ends
+    /// when the loop sleeps, and after eight calls. No single call took longer.
     pub longest_handler_ns: u64,
     /// Time spent waiting with nothing to do, in nanoseconds; a wait that is still going on counts up to now.
     pub asleep_ns: u64,

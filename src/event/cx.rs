@@ -9,7 +9,8 @@ use log::warn;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::channel::Receiver;
-use super::event_loop::{EventLoop, Handler};
+use super::event_loop::EventLoop;
+use super::handler::Handler;
 use super::inbox::Remote;
 use super::slots::Key;
 use super::watch::{HANG_UP, Interest, Kind, Signal, Watch};
@@ -22,9 +23,9 @@ pub struct Cx<'a> {
 }
 
 impl Cx<'_> {
-    /// The time of this turn, in nanoseconds of CLOCK_MONOTONIC: read once, after the wait.
+    /// The time of this turn, in nanoseconds of CLOCK_MONOTONIC: read once, after the wait, when first asked for.
     pub fn now_ns(&self) -> u64 {
-        self.event_loop.now_ns
+        self.event_loop.now_ns()
     }
 
     /// The time at this moment: for a handler that measures what it just did.

@@ -6,6 +6,7 @@
 //! something was posted (G23). What a handler may do meanwhile is in `cx`. Everything here belongs to the thread that
 //! runs the loop.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::counters::Counters;
 use super::cx::Cx;
+use super::handler::{Flow, Handler};
 use super::inbox::{Command, Inbox, Remote};
 use super::slots::{Key, Slots};
 use super::timers::Timers;
@@ -27,41 +29,13 @@ use crate::sys::clock;
 pub const BATCH: usize = 256;
 /// Calls in a row for one stream without progress after which it is masked (G7).
 const IDLE_CALLS: u32 = 64;
-/// After how many handler calls in a row the loop looks at the clock: that costs as much as a short call.
+/// After how many handler calls a loop that does not sleep looks at the clock: that costs as much as a short call.
 const STRETCH: usize = 8;
+/// A wait that was over sooner than this was no sleep: what it waited for was there.
+const NO_SLEEP_NS: u64 = 2_000;
 /// The epoll data of the inbox's bell and of the timerfd: slot numbers that no table reaches.
 const BELL: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
-
-/// What a handler has to say at the end of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// It did what there was to do.
-    Done,
-    /// Its budget is used up: call again after the others have had their turn (G10).
-    More,
-    /// It could do nothing. A stream that goes on waking it for nothing is masked (G7).
-    Idle,
-}
-
-/// Something that lives in a loop and is called when what it watches becomes ready.
-pub trait Handler: Send {
-    /// What messages and `query-iothreads` call it.
-    fn name(&self) -> &str;
-
-    /// Called once, by the loop's thread, when the handler has its place: it sets up its watches here.
-    ///
-    /// # Errors
-    /// Whatever keeps it from working; the handler is dropped and the error goes to whoever added it.
-    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()>;
-
-    /// Called when a watch is ready, and again while it returns [`Flow::More`]. Must not block, and does a bounded
-    /// amount of work. A call without a cause is allowed: look, find nothing, return [`Flow::Idle`].
-    ///
-    /// # Errors
-    /// Trouble that ends this handler and no other: it is dropped and the failure reported under its name (G22).
-    fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow>;
-}
 
 /// Whether a turn may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,11 +53,8 @@ enum Clock {
     Stepped(Arc<AtomicU64>),
 }
 
-struct Place {
-    name: Arc<str>,
-    /// None while the handler runs.
-    handler: Option<Box<dyn Handler>>,
-}
+/// Where a handler lives; empty while it runs.
+type Place = Option<Box<dyn Handler>>;
 
 type Report = Box<dyn FnMut(&str, &Error) + Send>;
 
@@ -92,10 +63,13 @@ pub struct EventLoop {
     pub(super) epoll: Epoll,
     pub(super) inbox: Arc<Inbox>,
     clock: Clock,
-    /// The time of this turn: after the wait.
-    pub(super) now_ns: u64,
-    /// When the clock was last looked at: after the wait, or after a handler.
-    looked_ns: u64,
+    /// The time of this turn, once anybody has asked for it.
+    now_ns: Cell<Option<u64>>,
+    /// When the present stretch of handler calls began, and how many they are so far.
+    stretch_ns: u64,
+    stretch: usize,
+    /// The last wait brought something without a sleep.
+    busy: bool,
     handlers: Slots<Place>,
     pub(super) watches: Slots<Watch>,
     pub(super) timers: Timers,
@@ -131,12 +105,14 @@ impl EventLoop {
             let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, data);
             epoll.ctl(ControlOperation::Add, fd, event).context(|| "event loop: watch its own descriptors")?;
         }
-        let mut event_loop = EventLoop {
+        Ok(EventLoop {
             epoll,
             inbox,
             clock,
-            now_ns: 0,
-            looked_ns: 0,
+            now_ns: Cell::new(None),
+            stretch_ns: 0,
+            stretch: 0,
+            busy: false,
             handlers: Slots::new(),
             watches: Slots::new(),
             timers,
@@ -145,10 +121,7 @@ impl EventLoop {
             commands: Vec::new(),
             counters: Counters::default(),
             report: Box::new(|name, error| error!("{name}: {error}")),
-        };
-        event_loop.now_ns = event_loop.clock_ns();
-        event_loop.looked_ns = event_loop.now_ns;
-        Ok(event_loop)
+        })
     }
 
     /// Has the failure of a handler told to `report` instead of logged (G22).
@@ -171,8 +144,7 @@ impl EventLoop {
     /// # Errors
     /// Whatever its `attach` said; it is dropped then.
     pub fn add(&mut self, handler: Box<dyn Handler>) -> Result<Key> {
-        let name: Arc<str> = handler.name().into();
-        let me = self.handlers.insert(Place { name, handler: None });
+        let me = self.handlers.insert(None);
         let mut handler = handler;
         let attached = handler.attach(&mut Cx { event_loop: self, me });
         if attached.is_err() {
@@ -180,7 +152,7 @@ impl EventLoop {
         }
         // It may have finished itself while it was being attached.
         if let Some(place) = self.handlers.get_mut(me) {
-            place.handler = Some(handler);
+            *place = Some(handler);
         }
         attached.map(|()| me)
     }
@@ -221,7 +193,14 @@ impl EventLoop {
         self.wait(wait)?;
         self.take_posts();
         self.fire_due();
+        if wait == Wait::Poll {
+            // What the caller does between turns is nobody's call.
+            self.begin_stretch(self.now_ns());
+        }
         let calls = self.dispatch();
+        if wait == Wait::Poll {
+            self.end_stretch();
+        }
         self.inbox.board.publish(&self.counters);
         Ok(calls)
     }
@@ -233,23 +212,39 @@ impl EventLoop {
         }
     }
 
+    /// The time of this turn: read when it is first asked for, and the same until the turn ends.
+    pub(super) fn now_ns(&self) -> u64 {
+        self.now_ns.get().unwrap_or_else(|| {
+            let now_ns = self.clock_ns();
+            self.now_ns.set(Some(now_ns));
+            now_ns
+        })
+    }
+
+    /// While the loop is busy it looks before it sleeps: a turn then costs neither the handshake nor a look at the
+    /// clock. A loop that has slept goes to sleep at once the next time, and saves itself the look.
     fn wait(&mut self, wait: Wait) -> Result<()> {
-        let asleep = wait == Wait::Block && self.fall_asleep()?;
-        let fetched = self.epoll.wait(if asleep { -1 } else { 0 }, &mut self.events);
-        let began_ns = self.looked_ns;
-        self.now_ns = self.clock_ns();
-        self.looked_ns = self.now_ns;
-        if asleep {
-            self.inbox.awake();
-            self.counters.asleep_ns += self.now_ns.saturating_sub(began_ns);
+        self.now_ns.set(None);
+        let idle = wait == Wait::Block && self.ready.is_empty();
+        let mut fetched = 0;
+        let mut asleep = idle && !self.busy && self.fall_asleep()?;
+        if !asleep {
+            fetched = self.poll(0)?;
+            self.busy = fetched > 0;
+            asleep = idle && fetched == 0 && self.fall_asleep()?;
         }
-        let fetched = match fetched {
-            Ok(fetched) => fetched,
-            Err(e) if e.raw_os_error() == Some(libc::EINTR) => 0,
-            Err(e) => return Err(e).context(|| "event loop: epoll_wait"),
-        };
-        if asleep && fetched > 0 {
-            self.count_wake(self.events[0].data());
+        if asleep {
+            let polled = self.poll(-1);
+            self.inbox.awake();
+            fetched = polled?;
+            let now_ns = self.now_ns();
+            let slept_ns = now_ns.saturating_sub(self.stretch_ns);
+            self.counters.asleep_ns += slept_ns;
+            self.busy = slept_ns < NO_SLEEP_NS;
+            self.begin_stretch(now_ns);
+            if fetched > 0 {
+                self.count_wake(self.events[0].data());
+            }
         }
         for i in 0..fetched {
             let event = self.events[i];
@@ -262,9 +257,17 @@ impl EventLoop {
         Ok(())
     }
 
-    /// False if there is something to do first.
+    fn poll(&mut self, timeout_ms: i32) -> Result<usize> {
+        match self.epoll.wait(timeout_ms, &mut self.events) {
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => Ok(0),
+            fetched => fetched.context(|| "event loop: epoll_wait"),
+        }
+    }
+
+    /// False if there is something to do first. Otherwise the sleep counts from `stretch_ns`.
     fn fall_asleep(&mut self) -> Result<bool> {
-        if !self.ready.is_empty() || self.timers.is_due(self.looked_ns) {
+        self.end_stretch();
+        if self.timers.is_due(self.stretch_ns) {
             return Ok(false);
         }
         if let Clock::Monotonic = self.clock {
@@ -272,7 +275,7 @@ impl EventLoop {
         }
         let asleep = self.inbox.sleep();
         if asleep {
-            self.inbox.board.publish_sleep(self.looked_ns, self.counters.asleep_ns);
+            self.inbox.board.publish_sleep(self.stretch_ns, self.counters.asleep_ns);
         }
         Ok(asleep)
     }
@@ -302,7 +305,10 @@ impl EventLoop {
 
     /// Due timers go to the head of the list, the earliest foremost (G12, G14).
     fn fire_due(&mut self) {
-        for timer in self.timers.take_due(self.now_ns) {
+        if self.timers.is_empty() {
+            return;
+        }
+        for timer in self.timers.take_due(self.now_ns()) {
             let Some(watch) = self.watches.get_mut(timer) else { continue };
             watch.kind = Kind::Timer(None);
             watch.pending = EventSet::IN;
@@ -339,24 +345,29 @@ impl EventLoop {
             let Some(key) = self.ready.pop_front() else { break };
             if self.call(key) {
                 calls += 1;
-                if calls % STRETCH == 0 {
-                    self.look();
+                self.stretch += 1;
+                if self.stretch == STRETCH {
+                    self.end_stretch();
                 }
             }
-        }
-        if calls % STRETCH != 0 {
-            self.look();
         }
         self.counters.events += calls as u64;
         calls
     }
 
-    /// Measures the handler calls since the clock was last looked at.
-    fn look(&mut self) {
+    fn begin_stretch(&mut self, now_ns: u64) {
+        self.stretch_ns = now_ns;
+        self.stretch = 0;
+    }
+
+    /// Looks at the clock, and measures the handler calls since the last time.
+    fn end_stretch(&mut self) {
         let now_ns = self.clock_ns();
-        let stretch_ns = now_ns.saturating_sub(self.looked_ns);
-        self.counters.longest_handler_ns = self.counters.longest_handler_ns.max(stretch_ns);
-        self.looked_ns = now_ns;
+        if self.stretch > 0 {
+            let stretch_ns = now_ns.saturating_sub(self.stretch_ns);
+            self.counters.longest_handler_ns = self.counters.longest_handler_ns.max(stretch_ns);
+        }
+        self.begin_stretch(now_ns);
     }
 
     /// Tells one watch's handler; false if there was nothing to tell or nobody to tell it to.
@@ -371,14 +382,17 @@ impl EventLoop {
             return false;
         }
         let (me, tag) = (watch.owner, watch.tag);
-        let Some(mut handler) = self.handlers.get_mut(me).and_then(|place| place.handler.take()) else { return false };
+        let idle_calls = std::mem::take(&mut watch.idle_calls);
+        let Some(mut handler) = self.handlers.get_mut(me).and_then(Option::take) else { return false };
         let flow = handler.ready(Event { tag, ready }, &mut Cx { event_loop: self, me });
         match flow {
             Ok(flow) => {
                 // Its place is gone if it finished; then it is dropped here, its watches already are.
                 if let Some(place) = self.handlers.get_mut(me) {
-                    place.handler = Some(handler);
-                    self.settle(key, ready, flow);
+                    *place = Some(handler);
+                    if flow != Flow::Done || ready.intersects(HANG_UP) {
+                        self.settle(key, ready, flow, idle_calls);
+                    }
                 }
             }
             Err(error) => {
@@ -391,37 +405,40 @@ impl EventLoop {
     }
 
     /// What a call's outcome means for the watch that caused it.
-    fn settle(&mut self, key: Key, ready: EventSet, flow: Flow) {
-        // Gone, or masked, by the handler's own wish.
+    fn settle(&mut self, key: Key, ready: EventSet, flow: Flow, idle_calls: u32) {
+        // Gone by the handler's own wish.
         let Some(watch) = self.watches.get_mut(key) else { return };
         let stream = matches!(watch.kind, Kind::Stream(_));
         if flow == Flow::More {
-            watch.idle_calls = 0;
             watch.pending |= ready & (watch.interest.events() | HANG_UP);
             if !watch.pending.is_empty() && !watch.queued {
                 watch.queued = true;
                 self.ready.push_back(key);
             }
-            return;
-        }
-        if stream && ready.intersects(HANG_UP) && !watch.dead {
+        } else if stream && ready.intersects(HANG_UP) && !watch.dead {
             // Epoll would report it for ever, whatever the interest (G6).
             watch.dead = true;
             let fd = watch.fd();
             self.forget(fd);
-            return;
+        } else if stream && flow == Flow::Idle {
+            watch.idle_calls = idle_calls + 1;
+            if watch.idle_calls >= IDLE_CALLS {
+                self.mask_stuck(key);
+            }
         }
-        watch.idle_calls = if flow == Flow::Idle && stream { watch.idle_calls + 1 } else { 0 };
-        if watch.idle_calls >= IDLE_CALLS {
+    }
+
+    fn mask_stuck(&mut self, key: Key) {
+        self.counters.stuck += 1;
+        if let Some(watch) = self.watches.get_mut(key) {
             watch.idle_calls = 0;
             let (owner, tag) = (watch.owner, watch.tag);
-            self.counters.stuck += 1;
-            if let Some(place) = self.handlers.get(owner) {
-                warn!("{}: watch {tag} is ready and makes no progress: masked", place.name);
+            if let Some(Some(handler)) = self.handlers.get(owner) {
+                warn!("{}: watch {tag} is ready and makes no progress: masked", handler.name());
             }
-            if let Err(e) = self.set_interest(key, Interest::NONE) {
-                warn!("event loop: mask a watch: {e}");
-            }
+        }
+        if let Err(e) = self.set_interest(key, Interest::NONE) {
+            warn!("event loop: mask a watch: {e}");
         }
     }
 }

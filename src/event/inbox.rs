@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::{Board, Counters};
 use super::done::Done;
-use super::event_loop::Handler;
+use super::handler::Handler;
 use super::slots::Key;
 use crate::error::{Context, Result};
 use crate::sys::{clock, gettid};

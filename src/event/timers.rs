@@ -46,6 +46,10 @@ impl Timers {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.armed.is_empty()
+    }
+
     pub fn is_due(&self, now_ns: u64) -> bool {
         self.armed.last().is_some_and(|(deadline, _)| deadline.at_ns <= now_ns)
     }

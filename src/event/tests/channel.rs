@@ -52,6 +52,17 @@ fn g17_posts_to_a_loop_that_is_awake_ring_no_bell_and_a_burst_is_one_call() {
 }
 
 #[test]
+fn g17_a_burst_of_messages_names_its_channel_to_the_loop_once() {
+    let (_, mut event_loop) = stepped();
+    let (log, (sender, receiver)) = (Log::new(), channel());
+    listener(&mut event_loop, receiver, &log);
+    (0..100).for_each(|number| sender.send(number).unwrap());
+    let mut commands = Vec::new();
+    event_loop.inbox.take(&mut commands);
+    assert_eq!(commands.len(), 1);
+}
+
+#[test]
 fn g17_posts_to_a_sleeping_loop_ring_its_bell_once() {
     let (_, mut event_loop) = stepped();
     let (log, (sender, receiver)) = (Log::new(), channel());

@@ -30,6 +30,7 @@ fn t18_a_handler_that_fails_is_removed_and_named_and_the_others_go_on() {
     other.write(1).unwrap();
     assert_eq!(event_loop.turn(Wait::Poll).unwrap(), 2);
     assert_eq!(failures.take(), ["drive \"vda\": its file is gone"]);
+    assert_eq!(event_loop.watches.iter().count(), 1, "its watches went with it");
     bell.write(1).unwrap();
     other.write(1).unwrap();
     assert_eq!(event_loop.turn(Wait::Poll).unwrap(), 1);

@@ -146,6 +146,18 @@ fn g11_a_handler_that_rings_itself_is_called_once_a_turn() {
 }
 
 #[test]
+fn g10_a_loop_with_more_to_do_does_not_sleep() {
+    let (_, mut event_loop) = stepped();
+    let bell = Arc::new(eventfd());
+    bell.write(1).unwrap();
+    let handler = probe(move |cx| cx.own(Box::new(bell.clone()), 0).map(drop), |_, _| Ok(Flow::More));
+    event_loop.add(handler).unwrap();
+    for _ in 0..10 {
+        assert_eq!(event_loop.turn(Wait::Block).unwrap(), 1);
+    }
+}
+
+#[test]
 fn t16_a_stop_while_a_whole_batch_is_pending_ends_the_run_within_one_handler() {
     let (_, mut event_loop) = stepped();
     let log = Log::new();

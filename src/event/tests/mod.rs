@@ -75,7 +75,8 @@ fn eventfd() -> EventFd {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap()
 }
 
-/// A duplicate with the number `number`, which must be free; numbers from 900 on belong to the tests that ask for them.
+/// A duplicate with the number `number`, which must be free. Numbers from 1010 on belong to the tests that name them:
+/// all tests of this process together stay below, and the limit of most shells is 1024.
 #[allow(unsafe_code)]
 fn duplicate_as(fd: &impl AsRawFd, number: RawFd) -> OwnedFd {
     // SAFETY: F_DUPFD_CLOEXEC takes two numbers and makes a new descriptor, which is checked and then owned here.
@@ -95,12 +96,12 @@ fn stepped() -> (Arc<AtomicU64>, EventLoop) {
     (clock, event_loop)
 }
 
-/// A handler that owns a new eventfd and says `tag` whenever it rings; and the other end of the eventfd.
-fn add_bell(event_loop: &mut EventLoop, tag: u32, log: &Log<u32>) -> (EventFd, Key) {
-    let bell = eventfd();
-    let (mine, log) = (bell.try_clone().unwrap(), log.clone());
+/// A handler that owns a new eventfd and says `tag` whenever it rings; and the eventfd, to ring it.
+fn add_bell(event_loop: &mut EventLoop, tag: u32, log: &Log<u32>) -> (Arc<EventFd>, Key) {
+    let bell = Arc::new(eventfd());
+    let (mine, log) = (bell.clone(), log.clone());
     let handler = probe(
-        move |cx| cx.own(Box::new(mine.try_clone().unwrap()), tag).map(drop),
+        move |cx| cx.own(Box::new(mine.clone()), tag).map(drop),
         move |event, _| {
             log.push(event.tag);
             Ok(Flow::Done)

@@ -44,7 +44,7 @@ fn t01_a_handler_removed_by_the_first_of_two_ready_ones_is_not_called() {
 
 #[test]
 fn t02_a_new_descriptor_of_the_same_number_does_not_get_the_old_ones_event() {
-    const NUMBER: RawFd = 900;
+    const NUMBER: RawFd = 1010;
     let (_, mut event_loop) = stepped();
     let log = Log::new();
     let old = eventfd();

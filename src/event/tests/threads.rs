@@ -5,6 +5,16 @@ use std::sync::mpsc;
 use super::*;
 use crate::event::thread::LoopThread;
 
+/// Takes its time to go.
+struct Last(Log<&'static str>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        (0..1000).for_each(|_| std::thread::yield_now());
+        self.0.push("gone");
+    }
+}
+
 #[test]
 fn an_iothread_carries_its_id_and_ends_with_its_handle() {
     let (said, name) = mpsc::channel();
@@ -14,14 +24,23 @@ fn an_iothread_carries_its_id_and_ends_with_its_handle() {
     .unwrap();
     assert_eq!(name.recv().unwrap(), "iothread-0\n");
     assert_eq!(thread.id(), "iothread-0");
+    let log = Log::new();
+    let last = Last(log.clone());
+    let slow_to_go = probe(
+        move |_| {
+            let _held: &Last = &last;
+            Ok(())
+        },
+        |_, _| Ok(Flow::Idle),
+    );
     let (done, added) = Done::waited();
-    thread.remote().adopt(bystander(), done);
+    thread.remote().adopt(slow_to_go, done);
     let key = added.wait().unwrap().unwrap();
     let id = thread.remote().thread_id();
     assert!(std::fs::exists(format!("/proc/self/task/{id}")).unwrap(), "the id is the kernel's");
     let remote = thread.remote().clone();
     drop(thread);
-    assert!(!std::fs::exists(format!("/proc/self/task/{id}")).unwrap(), "it is joined");
+    assert_eq!(log.take(), ["gone"], "it is joined: its handlers are gone with the handle");
     assert!(!remote.remove_and_wait(key), "and nobody waits for it");
 }
 

@@ -43,6 +43,8 @@ fn t12_zero_and_past_deadlines_fire_next_turn_and_a_future_one_not_before_its_ti
     clock.store(1001, Relaxed);
     event_loop.turn(Wait::Poll).unwrap();
     assert_eq!(log.take(), [3]);
+    Cx { event_loop: &mut event_loop, me }.arm(timers[0], 1).unwrap();
+    assert_eq!(event_loop.turn(Wait::Block).unwrap(), 1, "a loop does not fall asleep over a timer that is due");
 }
 
 #[test]
@@ -57,7 +59,7 @@ fn t12_a_sleeping_loop_wakes_for_its_timer_and_never_before_the_deadline() {
         while log.take().is_empty() {
             event_loop.turn(Wait::Block).unwrap();
         }
-        assert!(event_loop.now_ns >= deadline_ns);
+        assert!(event_loop.now_ns() >= deadline_ns, "the time of the turn in which it fired");
     }
     let mut cx = Cx { event_loop: &mut event_loop, me };
     cx.arm(timers[0], 0).unwrap();
@@ -133,6 +135,40 @@ fn t13_a_cancelled_timer_of_a_sleeping_loop_does_not_fire() {
         event_loop.turn(Wait::Block).unwrap();
     }
     assert_eq!(log.take(), [7, 1]);
+}
+
+#[test]
+fn g12_an_expiry_that_the_clock_does_not_confirm_is_waited_for_again() {
+    let (clock, mut event_loop) = stepped();
+    let log = Log::new();
+    let (me, timers) = clocks(&mut event_loop, 1, &log);
+    Cx { event_loop: &mut event_loop, me }.arm(timers[0], 2000).unwrap();
+    for _ in 0..3 {
+        // A deadline that has long passed by the kernel's clock, and has not by the loop's: each time it is set, it
+        // ends the sleep, which nothing else would.
+        event_loop.timers.before_sleep().unwrap();
+        assert_eq!(event_loop.turn(Wait::Block).unwrap(), 0);
+    }
+    clock.store(2000, Relaxed);
+    event_loop.turn(Wait::Poll).unwrap();
+    assert_eq!(log.take(), [0]);
+}
+
+#[test]
+fn g12_a_timer_that_was_seen_by_the_clock_ends_no_later_sleep() {
+    let mut event_loop = EventLoop::new().unwrap();
+    let log = Log::new();
+    let (me, timers) = clocks(&mut event_loop, 2, &log);
+    let mut cx = Cx { event_loop: &mut event_loop, me };
+    let soon_ns = cx.clock_ns() + 100_000;
+    cx.arm(timers[0], soon_ns).unwrap();
+    event_loop.timers.before_sleep().unwrap();
+    while event_loop.clock_ns() < soon_ns {}
+    let now_ns = event_loop.clock_ns();
+    assert_eq!(event_loop.timers.take_due(now_ns).count(), 1);
+    let mut cx = Cx { event_loop: &mut event_loop, me };
+    cx.arm(timers[1], soon_ns + 2_000_000).unwrap();
+    assert_eq!(event_loop.turn(Wait::Block).unwrap(), 1, "the timerfd was set anew for the second");
 }
 
 #[test]
