@@ -319,6 +319,9 @@ impl EventLoop {
     }
 
     fn take_posts(&mut self) {
+        if !self.inbox.is_posted() {
+            return;
+        }
         let mut commands = std::mem::take(&mut self.commands);
         self.inbox.take(&mut commands);
         for command in commands.drain(..) {
