@@ -1,7 +1,7 @@
 //! What a loop did, in numbers that any thread may read while it runs (G24).
 //!
-//! The loop counts in plain fields and publishes them once a turn, so that counting costs no atomic operation per
-//! event. Written by the loop's thread, read by any.
+//! The loop counts in plain fields and publishes them before it sleeps, and every sixteen handler calls while it does
+//! not, so that counting costs no atomic operation per event. Written by the loop's thread, read by any.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -27,7 +27,7 @@ pub struct Counters {
     /// Handlers that returned an error and were removed (G22).
     pub failed: u64,
     /// The longest stretch between two looks at the clock in which handlers were called, in nanoseconds. A stretch ends
-    /// when the loop sleeps, and after eight calls. No single call took longer.
+    /// when the loop sleeps, and after sixteen calls. No single call took longer.
     pub longest_handler_ns: u64,
     /// Time spent waiting with nothing to do, in nanoseconds; a wait that is still going on counts up to now.
     pub asleep_ns: u64,
@@ -70,17 +70,22 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// What the loop has done at the end of a turn.
+    /// What the loop has done so far.
     pub fn publish(&self, counters: &Counters) {
         for (word, value) in self.words.iter().zip(counters.to_array()) {
             word.store(value, Relaxed);
         }
-        self.asleep.store(counters.asleep_ns, Relaxed);
+        self.publish_awake(counters.asleep_ns);
     }
 
     /// A sleep begins at `now_ns`, after `asleep_ns` of earlier sleep.
     pub fn publish_sleep(&self, now_ns: u64, asleep_ns: u64) {
         self.asleep.store(now_ns.saturating_sub(asleep_ns) | SLEEPING, Relaxed);
+    }
+
+    /// The sleep is over.
+    pub fn publish_awake(&self, asleep_ns: u64) {
+        self.asleep.store(asleep_ns, Relaxed);
     }
 
     pub fn read(&self, now_ns: u64) -> Counters {

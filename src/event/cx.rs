@@ -77,7 +77,7 @@ impl Cx<'_> {
     /// # Errors
     /// None today.
     pub fn timer(&mut self, tag: u32) -> Result<Key> {
-        self.event_loop.watch(Watch::new(self.me, tag, Kind::Timer(None), Interest::READ))
+        self.event_loop.watch(Watch::new(self.me, tag, Kind::Timer, Interest::READ))
     }
 
     /// Arms a timer, or arms it anew: it fires once, not before `deadline_ns`, and within one turn after (G12). A
@@ -86,16 +86,12 @@ impl Cx<'_> {
     /// # Errors
     /// None that a timer of this loop can cause.
     pub fn arm(&mut self, timer: Key, deadline_ns: u64) -> Result<()> {
-        let EventLoop { watches, timers, .. } = &mut *self.event_loop;
-        if let Some(watch) = watches.get_mut(timer)
-            && let Kind::Timer(armed) = &mut watch.kind
+        if let Some(watch) = self.event_loop.watches.get_mut(timer)
+            && let Kind::Timer = watch.kind
         {
-            if let Some(deadline) = armed.take() {
-                timers.cancel(deadline);
-            }
-            *armed = Some(timers.arm(timer, deadline_ns));
             // It may have fired and not been told: the old deadline has nothing to say any more.
             watch.pending = EventSet::empty();
+            self.event_loop.timers.arm(timer, deadline_ns);
         }
         Ok(())
     }
@@ -105,14 +101,11 @@ impl Cx<'_> {
     /// # Errors
     /// None that a timer of this loop can cause.
     pub fn cancel(&mut self, timer: Key) -> Result<()> {
-        let EventLoop { watches, timers, .. } = &mut *self.event_loop;
-        if let Some(watch) = watches.get_mut(timer)
-            && let Kind::Timer(armed) = &mut watch.kind
+        if let Some(watch) = self.event_loop.watches.get_mut(timer)
+            && let Kind::Timer = watch.kind
         {
-            if let Some(deadline) = armed.take() {
-                timers.cancel(deadline);
-            }
             watch.pending = EventSet::empty();
+            self.event_loop.timers.cancel(timer);
         }
         Ok(())
     }
@@ -181,8 +174,8 @@ impl EventLoop {
 
     pub(super) fn unwatch(&mut self, key: Key) {
         let Some(watch) = self.watches.remove(key) else { return };
-        if let Kind::Timer(Some(deadline)) = watch.kind {
-            self.timers.cancel(deadline);
+        if let Kind::Timer = watch.kind {
+            self.timers.cancel(key);
         }
         if !watch.dead {
             // Before the descriptor closes: a duplicate elsewhere would keep it in the set.

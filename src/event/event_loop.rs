@@ -30,7 +30,7 @@ pub const BATCH: usize = 256;
 /// Calls in a row for one stream without progress after which it is masked (G7).
 const IDLE_CALLS: u32 = 64;
 /// After how many handler calls a loop that does not sleep looks at the clock: that costs as much as a short call.
-const STRETCH: usize = 8;
+const STRETCH: usize = 16;
 /// A wait that was over sooner than this was no sleep: what it waited for was there.
 const NO_SLEEP_NS: u64 = 2_000;
 /// The epoll data of the inbox's bell and of the timerfd: slot numbers that no table reaches.
@@ -201,7 +201,6 @@ impl EventLoop {
         if wait == Wait::Poll {
             self.end_stretch();
         }
-        self.inbox.board.publish(&self.counters);
         Ok(calls)
     }
 
@@ -240,6 +239,7 @@ impl EventLoop {
             let now_ns = self.now_ns();
             let slept_ns = now_ns.saturating_sub(self.stretch_ns);
             self.counters.asleep_ns += slept_ns;
+            self.inbox.board.publish_awake(self.counters.asleep_ns);
             self.busy = slept_ns < NO_SLEEP_NS;
             self.begin_stretch(now_ns);
             if fetched > 0 {
@@ -310,7 +310,6 @@ impl EventLoop {
         }
         for timer in self.timers.take_due(self.now_ns()) {
             let Some(watch) = self.watches.get_mut(timer) else { continue };
-            watch.kind = Kind::Timer(None);
             watch.pending = EventSet::IN;
             if !watch.queued {
                 watch.queued = true;
@@ -320,6 +319,9 @@ impl EventLoop {
     }
 
     fn take_posts(&mut self) {
+        if !self.inbox.is_posted() {
+            return;
+        }
         let mut commands = std::mem::take(&mut self.commands);
         self.inbox.take(&mut commands);
         for command in commands.drain(..) {
@@ -345,13 +347,13 @@ impl EventLoop {
             let Some(key) = self.ready.pop_front() else { break };
             if self.call(key) {
                 calls += 1;
+                self.counters.events += 1;
                 self.stretch += 1;
                 if self.stretch == STRETCH {
                     self.end_stretch();
                 }
             }
         }
-        self.counters.events += calls as u64;
         calls
     }
 
@@ -360,7 +362,7 @@ impl EventLoop {
         self.stretch = 0;
     }
 
-    /// Looks at the clock, and measures the handler calls since the last time.
+    /// Looks at the clock, measures the handler calls since the last time, and shows the counters to other threads.
     fn end_stretch(&mut self) {
         let now_ns = self.clock_ns();
         if self.stretch > 0 {
@@ -368,6 +370,7 @@ impl EventLoop {
             self.counters.longest_handler_ns = self.counters.longest_handler_ns.max(stretch_ns);
         }
         self.begin_stretch(now_ns);
+        self.inbox.board.publish(&self.counters);
     }
 
     /// Tells one watch's handler; false if there was nothing to tell or nobody to tell it to.

@@ -107,11 +107,13 @@ impl Inbox {
         self.flags.fetch_and(!ASLEEP, AcqRel);
     }
 
-    /// Exchanges the queue for `empty`, which keeps its memory from turn to turn. No lock is taken if nothing came.
+    /// False if there is nothing to take: then no lock need be.
+    pub fn is_posted(&self) -> bool {
+        self.flags.load(Relaxed) & POSTED != 0
+    }
+
+    /// Exchanges the queue for `empty`, which keeps its memory from turn to turn.
     pub fn take(&self, empty: &mut Vec<Command>) {
-        if self.flags.load(Relaxed) & POSTED == 0 {
-            return;
-        }
         // The flags before the queue: who posts between the two puts the flag up again.
         self.flags.fetch_and(!(POSTED | URGENT), AcqRel);
         if let Some(commands) = &mut *self.lock() {

@@ -9,8 +9,14 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use super::slots::Key;
-use super::watch::Deadline;
 use crate::sys::timerfd::TimerFd;
+
+/// When a timer fires; equal times fire in the order in which they were armed (G14).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Deadline {
+    at_ns: u64,
+    order: u64,
+}
 
 pub(super) struct Timers {
     /// The latest first, so that the earliest are cut off at the end.
@@ -32,16 +38,17 @@ impl Timers {
         self.fd.as_raw_fd()
     }
 
-    pub fn arm(&mut self, timer: Key, at_ns: u64) -> Deadline {
+    /// Arms a timer; if it is armed, anew.
+    pub fn arm(&mut self, timer: Key, at_ns: u64) {
+        self.cancel(timer);
         let deadline = Deadline { at_ns, order: self.order };
         self.order += 1;
         let place = self.armed.partition_point(|(other, _)| *other > deadline);
         self.armed.insert(place, (deadline, timer));
-        deadline
     }
 
-    pub fn cancel(&mut self, deadline: Deadline) {
-        if let Ok(place) = self.armed.binary_search_by(|(other, _)| deadline.cmp(other)) {
+    pub fn cancel(&mut self, timer: Key) {
+        if let Some(place) = self.armed.iter().position(|(_, other)| *other == timer) {
             self.armed.remove(place);
         }
     }

@@ -66,17 +66,10 @@ pub type Signal = Box<dyn AsRawFd + Send>;
 
 pub(super) enum Kind {
     Signal(Signal),
-    Timer(Option<Deadline>),
+    Timer,
     /// A duplicate of the handler's descriptor: one that the handler closed early can still be taken out of epoll.
     Stream(OwnedFd),
     Channel,
-}
-
-/// When a timer fires; equal times fire in the order in which they were armed (G14).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Deadline {
-    pub at_ns: u64,
-    pub order: u64,
 }
 
 pub(super) struct Watch {
@@ -105,7 +98,7 @@ impl Watch {
         match &self.kind {
             Kind::Signal(fd) => Some(fd.as_raw_fd()),
             Kind::Stream(fd) => Some(fd.as_raw_fd()),
-            Kind::Timer(_) | Kind::Channel => None,
+            Kind::Timer | Kind::Channel => None,
         }
     }
 
