@@ -285,6 +285,9 @@ impl Table {
     fn gather(&self, buffers: &[Buffer], skip: usize, into: &mut [u8]) -> usize {
         let (mut skip, mut have) = (skip as u64, 0);
         for buffer in buffers {
+            if have == into.len() {
+                break;
+            }
             let skipped = skip.min(buffer.len.into());
             skip -= skipped;
             let take = (into.len() - have).min((u64::from(buffer.len) - skipped) as usize);
@@ -428,3 +431,7 @@ impl Device for Block {
         self.table.requests.len() - self.table.free.len()
     }
 }
+
+#[cfg(test)]
+#[path = "block_test.rs"]
+mod tests;

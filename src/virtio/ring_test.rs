@@ -356,7 +356,7 @@ fn p5_no_kick_is_lost_between_a_driver_and_a_device_that_really_run_at_once() {
             });
             let mut published = 0_u64;
             let mut taken = 0;
-            while published < 200_000 {
+            while published < 70_000 {
                 for _ in 0..=published % 3 {
                     if vring.free() > 0 {
                         vring.add(&[Desc::readable(DATA, 1)]);
@@ -367,7 +367,7 @@ fn p5_no_kick_is_lost_between_a_driver_and_a_device_that_really_run_at_once() {
                     kick.store(true, SeqCst);
                 }
                 let decided = rounds.load(SeqCst);
-                while vring.free() == 0 || published >= 200_000 && taken < published {
+                while vring.free() == 0 || published >= 70_000 && taken < published {
                     let asleep = rounds.load(SeqCst) >= decided + 2;
                     let back = vring.take_used().len() as u64;
                     taken += back;

@@ -265,6 +265,10 @@ impl Guest {
         ended
     }
 
+    pub fn put(&self, address: u64, bytes: &[u8]) {
+        self.ram.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
     pub fn get(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.ram.read_slice(&mut bytes, GuestAddress(address)).unwrap();

@@ -401,7 +401,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// P7: whenever pause, resume and reset come, everything comes to rest, and no chain is lost or doubled.
     #[test]
