@@ -29,12 +29,17 @@ const SLICE_NS: u64 = 100_000;
 /// answer while more iothreads and vCPUs are running than there are processors. The kernel's fair scheduler takes a
 /// wish for a slice from version 6.12 on; its share of time stays what it was.
 pub fn short_slice() {
-    let size = size_of::<SchedAttr>() as u32;
+    // SAFETY: neither call touches memory; 0 is the calling thread.
+    let (policy, nice) = unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+    if policy != libc::SCHED_OTHER {
+        // Somebody chose another policy for us and knows why.
+        return;
+    }
     let wish = SchedAttr {
-        size,
+        size: size_of::<SchedAttr>() as u32,
         policy: 0,
         flags: 0,
-        nice: 0,
+        nice,
         priority: 0,
         runtime_ns: SLICE_NS,
         deadline_ns: 0,
@@ -42,4 +47,23 @@ pub fn short_slice() {
     };
     // SAFETY: the kernel reads `size` bytes from `wish`; 0 is the calling thread.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wish, 0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `sched_setattr` sets the nice value along with the slice.
+    #[test]
+    fn short_turns_leave_the_nice_value_as_it_was() {
+        // A thread of its own: nice values belong to threads, and one that is raised cannot be lowered again by all.
+        let nice = std::thread::spawn(|| {
+            // SAFETY: these calls touch no memory; 0 is the calling thread.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 7) };
+            short_slice();
+            // SAFETY: as above.
+            unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+        });
+        assert_eq!(nice.join().unwrap(), 7);
+    }
 }
