@@ -23,3 +23,5 @@ pub mod machine;
 pub mod control;
 
 pub mod cli;
+pub mod logging;
+pub mod pidfile;

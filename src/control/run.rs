@@ -15,13 +15,16 @@ use super::answers;
 use super::session::ToSession;
 use crate::devices::block::{IoFailure, Kind};
 use crate::error::Result;
-use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Lost, Receiver, Sender};
+use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Lost, Receiver, Sender, channel};
 use crate::kvm::vcpu::VcpuEvent;
 use crate::machine::{Inventory, Notice};
 use crate::qmp::command::Command;
 use crate::qmp::event::{BlockErrorAction, BlockIoError, Event, IoOperationType, Shutdown, ShutdownCause, Timestamp};
 use crate::qmp::reply::RunState;
 use crate::virtio;
+
+/// The tag of the channel by which Control leaves the loop.
+const LEAVE: u32 = 2;
 
 /// What Control is told by the rest of the control plane; the machine's own voice is [`Notice`].
 pub enum Message {
@@ -37,8 +40,6 @@ pub enum Message {
     Dump,
     /// A part of the dump.
     Dumped(String),
-    /// Every client has been told of the end.
-    Leave,
 }
 
 /// How the machine ended.
@@ -85,6 +86,8 @@ pub struct Control {
     /// Changes of state asked for, in order; they wait while one is going on.
     waiting: VecDeque<Asked>,
     sessions: Vec<Sender<ToSession>>,
+    /// Posted to itself when every client has been told of the end.
+    leave: (Sender<()>, Receiver<()>),
     end: Arc<OnceLock<End>>,
 }
 
@@ -109,6 +112,7 @@ impl Control {
             stopping: None,
             waiting: VecDeque::new(),
             sessions: Vec::new(),
+            leave: channel(),
             end,
         }
     }
@@ -123,7 +127,7 @@ impl Control {
         }
     }
 
-    fn message(&mut self, message: Message, cx: &mut Cx<'_>) {
+    fn message(&mut self, message: Message) {
         match message {
             Message::Joined(session) => self.sessions.push(session),
             Message::Command(command, done) => self.command(command, done),
@@ -131,7 +135,6 @@ impl Control {
             Message::Drained => self.drained(),
             Message::Dump => self.dump(),
             Message::Dumped(line) => info!("{line}"),
-            Message::Leave => cx.stop(),
         }
     }
 
@@ -140,6 +143,7 @@ impl Control {
             Notice::Vcpu(VcpuEvent::Parked) => self.parked(),
             Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.finish(ShutdownCause::GuestReset, End::Wanted),
             Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
+            Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
             Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
             Notice::IoFailure(drive, failure) => self.io_failure(drive, &failure),
         }
@@ -246,8 +250,8 @@ impl Control {
             done.end(Ok(json!({})));
         }
         self.next_change();
-        // Behind the messages to the sessions, so they are called first.
-        let _ = self.sender.send(Message::Leave);
+        // Told a turn later, behind what the sessions are told: so they write it first.
+        let _ = self.leave.0.send(());
     }
 
     fn io_failure(&mut self, drive: String, failure: &IoFailure) {
@@ -270,6 +274,9 @@ impl Control {
         let iothreads = self.inventory.iothreads.iter().map(|(id, remote)| (id.as_str(), remote));
         for (id, remote) in std::iter::once(("main", &self.inventory.main)).chain(iothreads) {
             info!("loop {id}, thread {}: {:?}", remote.thread_id(), remote.counters());
+        }
+        for vcpu in self.inventory.vcpus.iter() {
+            vcpu.dump();
         }
         for worker in &self.inventory.workers {
             let sender = self.sender.clone();
@@ -297,15 +304,20 @@ impl Handler for Control {
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         cx.listen(&self.notices, 0);
         cx.listen(&self.messages, 1);
+        cx.listen(&self.leave.1, LEAVE);
         Ok(())
     }
 
-    fn ready(&mut self, _event: LoopEvent, cx: &mut Cx<'_>) -> Result<Flow> {
+    fn ready(&mut self, event: LoopEvent, cx: &mut Cx<'_>) -> Result<Flow> {
+        if event.tag == LEAVE {
+            cx.stop();
+            return Ok(Flow::Done);
+        }
         while let Some(notice) = self.notices.receive() {
             self.notice(notice);
         }
         while let Some(message) = self.messages.receive() {
-            self.message(message, cx);
+            self.message(message);
         }
         Ok(Flow::Done)
     }

@@ -43,9 +43,9 @@ impl Trigger for Irq {
     }
 }
 
-/// A serial port.
-pub struct Serial {
-    chip: vm_superio::Serial<Irq, NoEvents, Output>,
+/// A serial port that interrupts by `I`.
+pub struct Serial<I: Trigger = Irq> {
+    chip: vm_superio::Serial<I, NoEvents, Output>,
     /// How many bytes the guest's FIFO holds.
     fifo: usize,
     /// Bytes for the guest were refused and it has not been said yet that there is room.
@@ -53,13 +53,13 @@ pub struct Serial {
     on_event: Box<dyn Fn(SerialEvent) + Send>,
 }
 
-impl Serial {
+impl<I: Trigger> Serial<I> {
     /// A port that raises `irq` and writes to `output`, or nowhere. `on_event` is called with the port locked, on the
     /// thread of the vCPU whose access brought the event about, and must not wait.
-    pub fn new(irq: Irq, output: Option<File>, on_event: impl Fn(SerialEvent) + Send + 'static) -> Serial {
+    pub fn new(irq: I, output: Option<File>, on_event: impl Fn(SerialEvent) + Send + 'static) -> Self {
         let output = Output { file: output, backlog: VecDeque::new(), dropped: 0 };
         let chip = vm_superio::Serial::new(irq, output);
-        Serial { fifo: chip.fifo_capacity(), chip, refused: false, on_event: Box::new(on_event) }
+        Self { fifo: chip.fifo_capacity(), chip, refused: false, on_event: Box::new(on_event) }
     }
 
     /// Gives the guest as many of these bytes as it has room for: how many. The rest is to be offered again after
@@ -91,7 +91,7 @@ impl Serial {
     }
 }
 
-impl Slot for Serial {
+impl<I: Trigger + Send> Slot for Serial<I> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (byte, register) in data.iter_mut().zip(offset..) {
             *byte = self.chip.read(register as u8);
@@ -179,3 +179,7 @@ fn write_now(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
         result => result,
     }
 }
+
+#[cfg(test)]
+#[path = "serial_test.rs"]
+mod tests;

@@ -4,7 +4,7 @@
 //! main thread at open; afterwards the open file is read by the disk's thread and its helpers.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
@@ -30,6 +30,9 @@ pub(super) struct DiskFile {
     pub(super) capacity: u64,
     /// The file lives in memory: no access to it waits for a disk.
     pub(super) in_memory: bool,
+    /// The file system keeps the promise of `RWF_NOWAIT`. Others wait even when asked not to, some (FUSE) also when
+    /// io_uring asks, so nothing is tried on the loop's thread.
+    pub(super) prompt: bool,
     /// What `O_DIRECT` asks of addresses, and of offsets and lengths: powers of two.
     memory_alignment: u32,
     offset_alignment: u32,
@@ -74,8 +77,18 @@ impl DiskFile {
         if capacity != size {
             log::info!("drive \"{}\": the last {} bytes are not a sector and are left out", spec.id, size - capacity);
         }
-        let in_memory = sys_io::is_in_memory(file.as_fd()).context(context)?;
-        let mut disk = DiskFile { file, cached: None, capacity, in_memory, memory_alignment: 1, offset_alignment: 1 };
+        let in_memory = sys_io::is_in_memory(file.as_fd());
+        let mut disk = DiskFile {
+            file,
+            cached: None,
+            capacity,
+            in_memory,
+            prompt: false,
+            memory_alignment: 1,
+            offset_alignment: 1,
+        };
+        // There is nothing to read behind the end, so this touches no disk: it only asks whether the flag is known.
+        disk.prompt = disk.try_read(1, 1 << 60, Wait::Refused).is_ok();
         if spec.cache == Cache::Direct {
             disk.make_direct(spec)?;
         }
@@ -103,13 +116,17 @@ impl DiskFile {
 
     /// Where nobody says what is asked, reads at the start of the file find out.
     fn try_alignments(&self) -> Option<(u32, u32)> {
-        let buffer: MmapRegion = MmapRegion::new(PAGE_BYTES as usize).ok()?;
-        [512, PAGE_BYTES].into_iter().find_map(|alignment| {
-            let iov = [IoVec::new(&buffer.get_slice(0, alignment as usize).ok()?)];
-            let work = Work::Read { iov: iov.as_ptr(), count: 1, offset: 0 };
-            let call = Call { work, cached: false, long: false };
-            call.run(self, Wait::Allowed).ok().map(|_| (alignment, alignment))
-        })
+        let works = |&alignment: &u32| self.try_read(alignment as usize, 0, Wait::Allowed).is_ok();
+        [512, PAGE_BYTES].into_iter().find(works).map(|alignment| (alignment, alignment))
+    }
+
+    /// Reads `len` bytes, at most a page, and forgets them.
+    fn try_read(&self, len: usize, offset: u64, wait: Wait) -> io::Result<usize> {
+        let buffer: MmapRegion = MmapRegion::new(PAGE_BYTES as usize).map_err(io::Error::other)?;
+        // At the end of a page, so that it is no better aligned than it is long.
+        let iov = [IoVec::new(&buffer.get_slice(PAGE_BYTES as usize - len, len).map_err(io::Error::other)?)];
+        let work = Work::Read { iov: iov.as_ptr(), count: 1, offset };
+        Call { work, cached: false, long: false }.run(self, wait)
     }
 
     /// The file as the user wants it used, or through the page cache.

@@ -12,6 +12,15 @@ mod request;
 mod ring;
 mod threads;
 
+#[cfg(test)]
+mod disk_test;
+#[cfg(test)]
+mod fault_test;
+#[cfg(test)]
+mod fuse_test;
+#[cfg(test)]
+mod testing;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -102,8 +111,6 @@ pub struct Disk {
     bell: Arc<EventFd>,
     /// Made by the first request that has to wait: most disks in memory never need one.
     engine: Option<Box<dyn Engine>>,
-    /// Cleared when the file system says that it cannot promise not to wait.
-    nowait: bool,
     flight: Flight,
 }
 
@@ -153,7 +160,6 @@ impl Disk {
             file: Arc::new(file),
             bell: Arc::new(bell),
             engine: None,
-            nowait: true,
             flight,
         })
     }
@@ -237,17 +243,13 @@ impl Disk {
         let request = &mut self.flight.slots[id as usize];
         let wait = match request.kind {
             Kind::Read | Kind::Write if self.file.in_memory => Wait::Allowed,
-            Kind::Read if self.nowait && !self.file.is_direct() => Wait::Refused,
+            Kind::Read if self.file.prompt && !self.file.is_direct() => Wait::Refused,
             _ => return None,
         };
         if request.left > IN_PLACE_BYTES {
             return None;
         }
         let result = request.call(&self.flight.bounces).run(&self.file, wait);
-        if wait == Wait::Refused && result.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EOPNOTSUPP)) {
-            self.nowait = false;
-            return None;
-        }
         match request.settle(result, &self.flight.bounces) {
             Step::Again => None,
             Step::Done(result) => Some(result),
@@ -364,15 +366,18 @@ impl Flight {
 }
 
 impl Drop for Disk {
-    /// Does not wait. What is still in flight is cancelled where the kernel can do that, and its memory, guest memory
-    /// included, is leaked: the kernel may go on using it for as long as the file stalls.
+    /// Does not wait. What is still in flight is cancelled where the kernel can do that, and what it uses, guest memory
+    /// included, is leaked: the kernel may go on for as long as the file stalls, and even `close` would wait for that.
     fn drop(&mut self) {
         self.engine = None;
         let flight = &mut self.flight;
-        if flight.running > 0 {
+        if flight.running == 0 {
+            // A thread that is just ending may still have the file open. The lock cannot be worse than it is if this fails.
+            let _ = self.file.get(true).unlock();
+        } else {
             log::warn!("drive \"{}\": closed with {} requests in flight", self.id, flight.running);
             let (slots, bounces) = (std::mem::take(&mut flight.slots), std::mem::take(&mut flight.bounces));
-            std::mem::forget((Arc::clone(&flight.ram), slots, bounces));
+            std::mem::forget((Arc::clone(&self.file), Arc::clone(&flight.ram), slots, bounces));
         }
     }
 }

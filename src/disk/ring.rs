@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
@@ -21,8 +22,8 @@ use crate::sys::io::{IoVec, MAX_IOVECS};
 pub(super) struct Ring {
     ring: IoUring,
     id: String,
-    /// Direct I/O copies nothing, so its long requests need not be made elsewhere.
-    direct: bool,
+    /// Not registered with the ring: the kernel takes rings apart at leisure, and would keep the drive's lock meanwhile.
+    file: Arc<DiskFile>,
     complained: bool,
 }
 
@@ -33,7 +34,7 @@ pub(super) fn probe() -> io::Result<()> {
 
 impl Ring {
     /// A ring with room for every request, so that it is never full.
-    pub(super) fn new(id: &str, file: &DiskFile, bell: &EventFd) -> io::Result<Ring> {
+    pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &EventFd) -> io::Result<Ring> {
         let entries = MAX_IN_FLIGHT as u32;
         let mut builder = IoUring::builder();
         builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
@@ -42,11 +43,9 @@ impl Ring {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
             other => other?,
         };
-        let fds = [file.get(false).as_raw_fd(), file.get(true).as_raw_fd()];
-        ring.submitter().register_files(&fds)?;
         // Not `register_eventfd_async`: it stays silent for what an interrupt completes, which is all of direct I/O.
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        Ok(Ring { ring, id: id.to_owned(), direct: file.is_direct(), complained: false })
+        Ok(Ring { ring, id: id.to_owned(), file: Arc::clone(file), complained: false })
     }
 
     /// Whether an enter would do something.
@@ -56,10 +55,10 @@ impl Ring {
     }
 }
 
-fn entry(call: Call) -> squeue::Entry {
-    let fd = types::Fixed(u32::from(call.cached));
+fn entry(call: Call, file: &DiskFile) -> squeue::Entry {
+    let fd = types::Fd(file.get(call.cached).as_raw_fd());
     let ranges = |count: usize| count.min(MAX_IOVECS) as u32;
-    match call.work {
+    let entry = match call.work {
         Work::Read { iov, count, offset } => {
             opcode::Readv::new(fd, IoVec::as_raw(iov), ranges(count)).offset(offset).build()
         }
@@ -68,15 +67,16 @@ fn entry(call: Call) -> squeue::Entry {
         }
         Work::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         Work::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build(),
-    }
+    };
+    // The kernel tries a call on this thread first, and goes on elsewhere if it would wait: unless the file system does
+    // not know how to say so (`prompt`), or there is a lot to copy, which direct I/O does not do.
+    let elsewhere = !file.prompt || call.long && !file.is_direct();
+    if elsewhere { entry.flags(squeue::Flags::ASYNC) } else { entry }
 }
 
 impl Engine for Ring {
     fn queue(&mut self, id: u32, call: Call) {
-        let mut entry = entry(call).user_data(u64::from(id));
-        if call.long && !self.direct {
-            entry = entry.flags(squeue::Flags::ASYNC);
-        }
+        let entry = entry(call, &self.file).user_data(u64::from(id));
         // SAFETY: by the rule of `Call`, the addresses stay good until the answer.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             log::error!("drive \"{}\": more requests than the ring has room for", self.id);

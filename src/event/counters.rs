@@ -1,7 +1,7 @@
 //! What a loop did, in numbers that any thread may read while it runs (G24).
 //!
-//! The loop counts in plain fields and publishes them once a turn, so that counting costs no atomic operation per
-//! event. Written by the loop's thread, read by any.
+//! The loop counts in plain fields and publishes them before it sleeps, and every sixteen handler calls while it does
+//! not, so that counting costs no atomic operation per event. Written by the loop's thread, read by any.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -26,13 +26,14 @@ pub struct Counters {
     pub stuck: u64,
     /// Handlers that returned an error and were removed (G22).
     pub failed: u64,
-    /// The longest single handler call, in nanoseconds.
+    /// The longest stretch between two looks at the clock in which handlers were called, in nanoseconds. A stretch ends
+    /// when the loop sleeps, and after sixteen calls. No single call took longer.
     pub longest_handler_ns: u64,
     /// Time spent waiting with nothing to do, in nanoseconds; a wait that is still going on counts up to now.
     pub asleep_ns: u64,
 }
 
-const FIELDS: usize = 11;
+const FIELDS: usize = 10;
 
 impl Counters {
     /// Wakes of all causes.
@@ -52,31 +53,45 @@ impl Counters {
             self.stuck,
             self.failed,
             self.longest_handler_ns,
-            self.asleep_ns,
         ]
     }
 }
+
+/// In the word for the time asleep: it counts from a moment, for the loop sleeps.
+const SLEEPING: u64 = 1 << 63;
 
 /// The published copy. Each word is consistent in itself; the words of one snapshot may be a turn apart.
 #[derive(Default)]
 pub(super) struct Board {
     words: [AtomicU64; FIELDS],
-    /// When the present wait began; zero while awake.
-    asleep_since_ns: AtomicU64,
+    /// While the loop is awake, the time it has been asleep; while it sleeps, the moment from which that time counts,
+    /// so that one word says it all and a reader never sees a sleep twice or not at all.
+    asleep: AtomicU64,
 }
 
 impl Board {
-    /// `asleep_since_ns` is when the wait began that follows, zero if none does.
-    pub fn publish(&self, counters: &Counters, asleep_since_ns: u64) {
+    /// What the loop has done so far.
+    pub fn publish(&self, counters: &Counters) {
         for (word, value) in self.words.iter().zip(counters.to_array()) {
             word.store(value, Relaxed);
         }
-        self.asleep_since_ns.store(asleep_since_ns, Relaxed);
+        self.publish_awake(counters.asleep_ns);
+    }
+
+    /// A sleep begins at `now_ns`, after `asleep_ns` of earlier sleep.
+    pub fn publish_sleep(&self, now_ns: u64, asleep_ns: u64) {
+        self.asleep.store(now_ns.saturating_sub(asleep_ns) | SLEEPING, Relaxed);
+    }
+
+    /// The sleep is over.
+    pub fn publish_awake(&self, asleep_ns: u64) {
+        self.asleep.store(asleep_ns, Relaxed);
     }
 
     pub fn read(&self, now_ns: u64) -> Counters {
         let w = |field: usize| self.words[field].load(Relaxed);
-        let mut counters = Counters {
+        let asleep = self.asleep.load(Relaxed);
+        Counters {
             turns: w(0),
             wakes_signal: w(1),
             wakes_timer: w(2),
@@ -87,12 +102,7 @@ impl Board {
             stuck: w(7),
             failed: w(8),
             longest_handler_ns: w(9),
-            asleep_ns: w(10),
-        };
-        let since = self.asleep_since_ns.load(Relaxed);
-        if since != 0 {
-            counters.asleep_ns += now_ns.saturating_sub(since);
+            asleep_ns: if asleep & SLEEPING == 0 { asleep } else { now_ns.saturating_sub(asleep & !SLEEPING) },
         }
-        counters
     }
 }

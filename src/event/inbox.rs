@@ -1,22 +1,39 @@
-//! The one door through which other threads reach a loop: a queue of commands, a bell, and two flags.
+//! The one door through which other threads reach a loop: a queue of commands, a bell, and one word of flags.
 //!
-//! The bell (an eventfd) is rung only when the loop is asleep or about to be (G17); the handshake of `push` and
-//! `Inbox::sleep` is the classic one of two flags: the loop says *asleep*, then looks at the queue once more; the
-//! poster fills the queue, then looks at *asleep*. Both steps are sequentially consistent, so at least one of the two
-//! sees the other and no wake-up is lost (G16). Not for the hot path: kicks, completions and timers have descriptors of
-//! their own.
+//! All of the handshake is in that word. The loop falls asleep by turning 0 into `ASLEEP`, in one step that fails if any
+//! flag is up; a poster fills the queue, then puts a flag up, and rings the bell if the word was `ASLEEP` and nothing
+//! else. So either the loop sees the flag and stays up, or the poster sees the sleeper and rings: no wake-up is lost
+//! (G16), the bell rings once a sleep, and never while the loop is awake (G17). Not for the hot path: kicks and
+//! completions have descriptors of their own.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicI32, AtomicU8,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::{Board, Counters};
 use super::done::Done;
-use super::event_loop::Handler;
+use super::handler::Handler;
 use super::slots::Key;
 use crate::error::{Context, Result};
 use crate::sys::{clock, gettid};
+
+/// The loop sleeps, or is about to.
+const ASLEEP: u8 = 1;
+/// The queue has commands.
+const POSTED: u8 = 2;
+/// One of them is to be carried out before the next handler is called: a removal.
+const URGENT: u8 = 4;
+/// The loop is to end its run.
+const STOP: u8 = 8;
+
+thread_local! {
+    /// The kernel's id of this thread: asking for it is a system call.
+    static THREAD: i32 = gettid();
+}
 
 pub(super) enum Command {
     /// Take in a handler; the slip carries its key, or why `attach` failed.
@@ -28,12 +45,10 @@ pub(super) enum Command {
 }
 
 pub(super) struct Inbox {
-    commands: Mutex<Vec<Command>>,
+    flags: AtomicU8,
+    /// None when the loop is gone.
+    commands: Mutex<Option<Vec<Command>>>,
     bell: EventFd,
-    asleep: AtomicBool,
-    /// There is something that must be seen before the next handler is called: a stop, or a removal.
-    urgent: AtomicBool,
-    stop: AtomicBool,
     /// The kernel's id of the loop's thread; zero before it runs.
     thread: AtomicI32,
     pub board: Board,
@@ -43,12 +58,9 @@ impl Inbox {
     pub fn new() -> Result<Arc<Inbox>> {
         let bell = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context(|| "event loop: make an eventfd")?;
         Ok(Arc::new(Inbox {
-            commands: Mutex::new(Vec::new()),
+            flags: AtomicU8::new(0),
+            commands: Mutex::new(Some(Vec::new())),
             bell,
-            // A loop that has not run yet is awake: it looks at the inbox before it first sleeps.
-            asleep: AtomicBool::new(false),
-            urgent: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
             thread: AtomicI32::new(0),
             board: Board::default(),
         }))
@@ -58,22 +70,28 @@ impl Inbox {
         &self.bell
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Command>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
         // Nothing that can panic runs under this lock.
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn push(&self, command: Command) {
-        let urgent = matches!(command, Command::Remove(..));
-        self.lock().push(command);
-        if urgent {
-            self.urgent.store(true, SeqCst);
+        let flags = if matches!(command, Command::Remove(..)) { POSTED | URGENT } else { POSTED };
+        let refused = match &mut *self.lock() {
+            Some(commands) => {
+                commands.push(command);
+                None
+            }
+            None => Some(command),
+        };
+        // Dropping it has its slip answer `Lost`, outside the lock: a slip may post.
+        if refused.is_none() {
+            self.raise(flags);
         }
-        self.wake();
     }
 
-    fn wake(&self) {
-        if self.asleep.swap(false, SeqCst) {
+    fn raise(&self, flags: u8) {
+        if self.flags.fetch_or(flags, AcqRel) == ASLEEP {
             // EAGAIN means 2^64-1 rings nobody has seen: the bell is ringing all the same.
             let _ = self.bell.write(1);
         }
@@ -81,47 +99,63 @@ impl Inbox {
 
     /// Says that the loop is about to sleep. False if it must not, because something has come in.
     pub fn sleep(&self) -> bool {
-        self.asleep.store(true, SeqCst);
-        let idle = self.lock().is_empty() && !self.urgent.load(SeqCst);
-        if !idle {
-            self.asleep.store(false, SeqCst);
-        }
-        idle
+        self.flags.compare_exchange(0, ASLEEP, AcqRel, Relaxed).is_ok()
     }
 
     /// Says that the loop is awake: posts cost no system call from here on.
     pub fn awake(&self) {
-        self.asleep.store(false, SeqCst);
+        self.flags.fetch_and(!ASLEEP, AcqRel);
+    }
+
+    /// False if there is nothing to take: then no lock need be.
+    pub fn is_posted(&self) -> bool {
+        self.flags.load(Relaxed) & POSTED != 0
     }
 
     /// Exchanges the queue for `empty`, which keeps its memory from turn to turn.
     pub fn take(&self, empty: &mut Vec<Command>) {
-        std::mem::swap(&mut *self.lock(), empty);
-    }
-
-    /// True if something urgent has come in since the last call. One relaxed-cost load on the hot path.
-    pub fn take_urgent(&self) -> bool {
-        self.urgent.load(SeqCst) && self.urgent.swap(false, SeqCst)
-    }
-
-    pub fn stopped(&self) -> bool {
-        self.stop.load(SeqCst)
-    }
-
-    pub fn set_stop(&self, stop: bool) {
-        self.stop.store(stop, SeqCst);
-        self.urgent.store(stop, SeqCst);
-        if stop {
-            self.wake();
+        // The flags before the queue: who posts between the two puts the flag up again.
+        self.flags.fetch_and(!(POSTED | URGENT), AcqRel);
+        if let Some(commands) = &mut *self.lock() {
+            std::mem::swap(commands, empty);
         }
     }
 
+    /// True if the next handler must not be called before [`Inbox::stopped`] and [`Inbox::take`] have been asked.
+    pub fn urgent(&self) -> bool {
+        self.flags.load(Relaxed) & (URGENT | STOP) != 0
+    }
+
+    pub fn stopped(&self) -> bool {
+        self.flags.load(Acquire) & STOP != 0
+    }
+
+    pub fn stop(&self) {
+        self.raise(STOP);
+    }
+
+    /// The stop has been obeyed.
+    pub fn clear_stop(&self) {
+        self.flags.fetch_and(!STOP, AcqRel);
+    }
+
+    /// The loop is gone: the slips of what it has not done, and of all that comes, answer `Lost`.
+    pub fn close(&self) {
+        let undone = self.lock().take();
+        drop(undone);
+    }
+
+    #[cfg(test)]
+    pub fn is_asleep(&self) -> bool {
+        self.flags.load(Acquire) & ASLEEP != 0
+    }
+
     pub fn enter(&self) {
-        self.thread.store(gettid(), SeqCst);
+        self.thread.store(THREAD.with(|id| *id), Relaxed);
     }
 
     pub fn thread(&self) -> i32 {
-        self.thread.load(SeqCst)
+        self.thread.load(Relaxed)
     }
 }
 
@@ -148,12 +182,12 @@ impl Remote {
     pub fn remove_and_wait(&self, handler: Key) -> bool {
         let (done, waiter) = Done::waited();
         self.remove(handler, done);
-        if gettid() == self.inbox.thread() { true } else { waiter.wait().unwrap_or(false) }
+        if THREAD.with(|id| *id) == self.inbox.thread() { true } else { waiter.wait().unwrap_or(false) }
     }
 
     /// Ends the loop's `run` within the handler call that is going on (G21).
     pub fn stop(&self) {
-        self.inbox.set_stop(true);
+        self.inbox.stop();
     }
 
     /// What the loop has done so far.

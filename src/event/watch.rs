@@ -2,16 +2,15 @@
 //!
 //! A *signal* (eventfd, ioeventfd) is registered edge-triggered and never read: every ring is an edge of its own
 //! whatever the counter says, so the `read` that a level-triggered eventfd costs per event is saved. A *timer* is a
-//! timerfd, edge-triggered likewise; arming it again clears the old expiry. A *stream* (socket, terminal, tap) is
-//! level-triggered with a maskable interest, so a budgeted handler never has to read to EAGAIN. A *channel* has no
-//! descriptor: its sender names it to the loop's inbox. Loop thread only.
+//! deadline in the loop's list. A *stream* (socket, terminal, tap) is level-triggered with a maskable interest, so a
+//! budgeted handler never has to read to EAGAIN. A *channel* has no descriptor: its sender names it to the loop's inbox.
+//! Loop thread only.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::slots::Key;
-use crate::sys::timerfd::TimerFd;
 
 /// What a handler wants to hear of a stream. A hang-up is told whatever the interest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,20 +66,10 @@ pub type Signal = Box<dyn AsRawFd + Send>;
 
 pub(super) enum Kind {
     Signal(Signal),
-    Timer {
-        fd: TimerFd,
-        armed: Option<Deadline>,
-    },
+    Timer,
     /// A duplicate of the handler's descriptor: one that the handler closed early can still be taken out of epoll.
     Stream(OwnedFd),
     Channel,
-}
-
-/// When a timer fires; equal times fire in the order in which they were armed (G14).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Deadline {
-    pub at_ns: u64,
-    pub order: u64,
 }
 
 pub(super) struct Watch {
@@ -108,9 +97,8 @@ impl Watch {
     pub fn fd(&self) -> Option<RawFd> {
         match &self.kind {
             Kind::Signal(fd) => Some(fd.as_raw_fd()),
-            Kind::Timer { fd, .. } => Some(fd.as_raw_fd()),
             Kind::Stream(fd) => Some(fd.as_raw_fd()),
-            Kind::Channel => None,
+            Kind::Timer | Kind::Channel => None,
         }
     }
 

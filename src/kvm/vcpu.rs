@@ -6,11 +6,11 @@
 //! business; what becomes of the machine after an event is `control`'s.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{Cap, VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::run_page::RunPage;
@@ -30,6 +30,8 @@ pub enum VcpuEvent {
     Shutdown,
     /// KVM cannot go on with this vCPU: why, and its registers. The vCPU runs no more.
     Failed(String),
+    /// Its index and registers, as [`VcpuHandle::dump`] asked.
+    Registers(String),
 }
 
 /// The two address spaces of devices.
@@ -60,12 +62,20 @@ impl Vcpu {
     ///
     /// KVM refuses: no room for another vCPU on this host, or a feature it cannot show.
     pub fn new(vm: &Arc<Vm>, index: u8, count: u8) -> Result<Vcpu> {
-        let fd = vm.fd().create_vcpu(index.into()).context(|| format!("KVM: create vCPU {index}"))?;
+        let fd = vm.fd().create_vcpu(index.into()).context(|| {
+            let most = vm.fd().check_extension_int(Cap::MaxVcpus);
+            format!("KVM: create vCPU {index} of {count} (this host allows {most} vCPUs)")
+        })?;
         let features = cpuid::of_vcpu(vm.supported_cpuid(), index, count, vm.has_tsc_deadline())?;
         fd.set_cpuid2(&features).context(|| format!("KVM: set the features of vCPU {index}"))?;
         msr::set(&fd)?;
         let page = RunPage::map(&fd, vm.fd().run_size())?;
-        let gate = Arc::new(Gate { request: AtomicU8::new(Request::Run as u8), page, tid: AtomicI32::new(0) });
+        let gate = Arc::new(Gate {
+            request: AtomicU64::new(Request::Run.pack()),
+            dump: AtomicBool::new(false),
+            page,
+            tid: AtomicI32::new(0),
+        });
         Ok(Vcpu { fd, gate, index, vm: vm.clone() })
     }
 
@@ -94,10 +104,10 @@ impl Vcpu {
         let name = format!("CPU {}/KVM", self.index);
         register_signal_handler(SIGRTMIN(), on_kick).context(|| "KVM: handle the signal that calls a vCPU out")?;
         let gate = self.gate.clone();
-        gate.ask(if parked { Request::Park } else { Request::Run });
+        gate.ask(if parked { Request::Park(0) } else { Request::Run });
         let mut runner = Runner { vcpu: self, buses, on_event: Box::new(on_event) };
         let thread = thread::Builder::new().name(name.clone()).spawn(move || runner.run());
-        Ok(VcpuHandle { gate, thread: Some(thread.context(|| format!("thread {name}"))?) })
+        Ok(VcpuHandle { gate, parkings: AtomicU32::new(0), thread: Some(thread.context(|| format!("thread {name}"))?) })
     }
 }
 
@@ -107,18 +117,38 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 
 /// What the main loop wants of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 enum Request {
     Run,
-    Park,
+    /// With the number of this parking, so that two that follow each other quickly are told apart.
+    Park(u32),
     Stop,
 }
 
-/// Where the main loop's request and the vCPU meet. No lock: a request is one atomic byte, and a parked vCPU sleeps
+impl Request {
+    fn pack(self) -> u64 {
+        match self {
+            Request::Run => 0,
+            Request::Stop => 1,
+            Request::Park(number) => u64::from(number) << 2 | 2,
+        }
+    }
+
+    fn unpack(word: u64) -> Request {
+        match word & 3 {
+            0 => Request::Run,
+            1 => Request::Stop,
+            _ => Request::Park((word >> 2) as u32),
+        }
+    }
+}
+
+/// Where the main loop's request and the vCPU meet. No lock: a request is one atomic word, and a parked vCPU sleeps
 /// in `thread::park`, whose token cannot be lost.
 #[derive(Debug)]
 struct Gate {
-    request: AtomicU8,
+    request: AtomicU64,
+    /// The registers are wanted.
+    dump: AtomicBool,
     page: RunPage,
     tid: AtomicI32,
 }
@@ -126,23 +156,19 @@ struct Gate {
 impl Gate {
     /// Publishes a request. The request first: whoever sees the page's flag must find it.
     fn ask(&self, request: Request) {
-        self.request.store(request as u8, Ordering::SeqCst);
+        self.request.store(request.pack(), Ordering::SeqCst);
         self.page.set_immediate_exit(request != Request::Run);
     }
 
     fn request(&self) -> Request {
-        match self.request.load(Ordering::SeqCst) {
-            0 => Request::Run,
-            1 => Request::Park,
-            _ => Request::Stop,
-        }
+        Request::unpack(self.request.load(Ordering::SeqCst))
     }
 
     /// Readies the next KVM_RUN: it enters the guest only if nothing else is wanted. A request published after the
     /// look sets the flag after we cleared it, so it is never lost.
     fn pass(&self) {
         self.page.set_immediate_exit(false);
-        if self.request() != Request::Run {
+        if self.request() != Request::Run || self.dump.load(Ordering::SeqCst) {
             self.page.set_immediate_exit(true);
         }
     }
@@ -152,6 +178,8 @@ impl Gate {
 #[derive(Debug)]
 pub struct VcpuHandle {
     gate: Arc<Gate>,
+    /// How many times it was asked to park.
+    parkings: AtomicU32,
     /// `None` only while being dropped.
     thread: Option<JoinHandle<()>>,
 }
@@ -161,12 +189,21 @@ impl VcpuHandle {
     ///
     /// The next request is to come after that event: a `resume` before it may leave it unsaid.
     pub fn park(&self) {
-        self.ask(Request::Park);
+        // Only the numbers' difference matters: two parkings in a row have two.
+        let number = self.parkings.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.ask(Request::Park(number));
     }
 
     /// Lets a parked vCPU go on. Returns at once.
     pub fn resume(&self) {
         self.ask(Request::Run);
+    }
+
+    /// Asks the vCPU for its registers; [`VcpuEvent::Registers`] follows, unless it has ended. Returns at once.
+    pub fn dump(&self) {
+        self.gate.dump.store(true, Ordering::SeqCst);
+        self.gate.page.set_immediate_exit(true);
+        self.call();
     }
 
     /// Asks the vCPU to end. Returns at once; nothing follows.
@@ -181,12 +218,26 @@ impl VcpuHandle {
 
     fn ask(&self, request: Request) {
         self.gate.ask(request);
+        if request == Request::Run {
+            self.wake();
+        } else {
+            self.call();
+        }
+    }
+
+    /// Wakes the thread at its gate.
+    fn wake(&self) {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
-            if request != Request::Run {
-                // A thread that has ended needs no calling out.
-                let _ = thread.kill(SIGRTMIN());
-            }
+        }
+    }
+
+    /// Calls the thread to its gate, out of the guest if it is in there.
+    fn call(&self) {
+        self.wake();
+        if let Some(thread) = &self.thread {
+            // A thread that has ended needs no calling out.
+            let _ = thread.kill(SIGRTMIN());
         }
     }
 }
@@ -242,27 +293,28 @@ impl Runner {
 
     /// Waits at the gate until the vCPU is wanted again; false once it is to end.
     fn wait(&mut self, alive: bool) -> bool {
-        let mut parked = false;
+        let mut parked = None;
         loop {
+            if self.vcpu.gate.dump.swap(false, Ordering::SeqCst) {
+                let registers = regs::dump(&self.vcpu.fd);
+                (self.on_event)(VcpuEvent::Registers(format!("vCPU {}: {registers}", self.vcpu.index)));
+            }
             match self.vcpu.gate.request() {
                 Request::Stop => return false,
                 Request::Run if alive => {
-                    if parked {
+                    if parked.is_some() {
                         // Tells the guest's watchdog that it was stopped, not stuck; refused where the guest has not
                         // switched KVM's clock on, and then there is nothing to tell.
                         let _ = self.vcpu.fd.kvmclock_ctrl();
                     }
                     return true;
                 }
-                Request::Run => parked = false,
-                Request::Park if !parked => {
-                    parked = true;
+                Request::Park(number) if parked != Some(number) => {
+                    parked = Some(number);
                     (self.on_event)(VcpuEvent::Parked);
-                    continue;
                 }
-                Request::Park => {}
+                Request::Run | Request::Park(_) => thread::park(),
             }
-            thread::park();
         }
     }
 
@@ -305,3 +357,8 @@ impl Runner {
         Outcome::Over(VcpuEvent::Failed(format!("{why}; {}", regs::dump(&self.vcpu.fd))))
     }
 }
+
+#[cfg(test)]
+#[path = "vcpu_test.rs"]
+#[allow(unsafe_code)]
+mod tests;

@@ -149,3 +149,7 @@ fn virtio(devices: &mut Vec<u8>, number: usize, slot: &VirtioSlot) {
     )
     .to_aml_bytes(devices);
 }
+
+#[cfg(test)]
+#[path = "acpi_test.rs"]
+mod tests;

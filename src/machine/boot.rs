@@ -177,3 +177,7 @@ fn write_start_info(ram: &GuestRam, initrd: Option<(u64, u64)>) -> Result<()> {
     }
     written.context(|| "boot: write the start information")
 }
+
+#[cfg(test)]
+#[path = "boot_test.rs"]
+mod tests;

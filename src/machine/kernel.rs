@@ -187,7 +187,7 @@ fn elf(ram: &GuestRam, file: &mut File, len: u64) -> Result<Kernel> {
     }
     let mut segments = Vec::with_capacity(header.e_phnum.into());
     for index in 0..u64::from(header.e_phnum) {
-        let offset = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64);
+        let offset = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64).filter(|offset| *offset < len);
         let mut segment = Elf64_Phdr::default();
         let got = offset.map_or(Ok(0), |offset| read_at(file, offset, segment.as_mut_slice()))?;
         if got < size_of::<Elf64_Phdr>() {
@@ -235,3 +235,7 @@ fn check_segment(ram: &GuestRam, segment: &Elf64_Phdr, len: u64) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "kernel_test.rs"]
+mod tests;

@@ -9,6 +9,8 @@ mod inventory;
 mod kernel;
 pub mod layout;
 pub mod mptable;
+#[cfg(test)]
+mod testing;
 
 pub use builder::{Machine, Threads};
 pub use inventory::{Drive, Inventory, Notice};

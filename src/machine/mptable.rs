@@ -102,3 +102,64 @@ fn seal(bytes: &mut [u8], at: usize) {
         *checksum = checksum.wrapping_sub(sum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory;
+
+    fn bytes(ram: &GuestRam, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        ram.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    /// The entries of the table for `cpus` vCPUs, found from the floating pointer on and told apart by their types.
+    fn entries(cpus: u8) -> Vec<Vec<u8>> {
+        let ram = memory::allocate(16 << 20, false, true).unwrap();
+        write(&ram, cpus).unwrap();
+        let pointer = bytes(&ram, layout::MP_POINTER, 16);
+        assert_eq!((&pointer[..4], pointer[8], pointer[9], sum(&pointer)), (&b"_MP_"[..], 1, 4, 0));
+        let at = u64::from(u32::from_le_bytes(pointer[4..8].try_into().unwrap()));
+        let len = bytes(&ram, at + 4, 2);
+        let table = bytes(&ram, at, u16::from_le_bytes([len[0], len[1]]).into());
+        assert_eq!((&table[..4], sum(&table)), (&b"PCMP"[..], 0));
+        assert_eq!(table[36..40], layout::LOCAL_APIC.to_le_bytes());
+        let (mut rest, mut entries) = (&table[44..], Vec::new());
+        while let [kind, ..] = rest {
+            let (entry, others) = rest.split_at(if *kind == PROCESSOR { 20 } else { 8 });
+            entries.push(entry.to_vec());
+            rest = others;
+        }
+        assert_eq!(entries.len(), usize::from(u16::from_le_bytes([table[34], table[35]])));
+        entries
+    }
+
+    #[test]
+    fn every_vcpu_is_in_the_table_and_the_first_is_the_boot_processor() {
+        for cpus in [1, 2, 254] {
+            let entries = entries(cpus);
+            let processors: Vec<_> = entries.iter().filter(|entry| entry[0] == PROCESSOR).collect();
+            assert_eq!(processors.iter().map(|entry| entry[1]).collect::<Vec<_>>(), (0..cpus).collect::<Vec<_>>());
+            for entry in processors {
+                assert_eq!(entry[3], if entry[1] == 0 { 3 } else { 1 });
+            }
+        }
+    }
+
+    #[test]
+    fn every_isa_interrupt_goes_to_the_io_apics_input_of_its_number() {
+        let entries = entries(2);
+        let io_apic = entries.iter().find(|entry| entry[0] == IO_APIC).unwrap();
+        assert_eq!((io_apic[1], io_apic[3], &io_apic[4..]), (2, 1, &layout::IO_APIC.to_le_bytes()[..]));
+        let inputs: Vec<_> = entries.iter().filter(|entry| entry[0] == IO_INTERRUPT).collect();
+        assert_eq!(inputs.len(), 16);
+        for (entry, irq) in inputs.into_iter().zip(0..) {
+            assert_eq!(entry[1..], [INT, 0, 0, 0, irq, 2, irq]);
+        }
+    }
+}

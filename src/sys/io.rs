@@ -141,17 +141,15 @@ pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether the file lives in memory, so that no access to it waits for a disk: tmpfs and ramfs.
-pub fn is_in_memory(fd: BorrowedFd<'_>) -> io::Result<bool> {
+/// Whether the file is known to live in memory, so that no access to it waits for a disk: tmpfs and ramfs.
+pub fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
     let mut facts = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the kernel fills the structure it is given.
-    if unsafe { libc::fstatfs(fd.as_raw_fd(), facts.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: plain integers, zeroed before and filled now.
+    let result = unsafe { libc::fstatfs(fd.as_raw_fd(), facts.as_mut_ptr()) };
+    // SAFETY: plain integers, zeroed before and perhaps filled now.
     let magic = unsafe { facts.assume_init() }.f_type;
-    Ok(magic == libc::TMPFS_MAGIC || magic == RAMFS_MAGIC)
+    result == 0 && (magic == libc::TMPFS_MAGIC || magic == RAMFS_MAGIC)
 }
 
 /// What `O_DIRECT` asks of the address in memory and of offset and length, in bytes (`STATX_DIOALIGN`, Linux 6.1).

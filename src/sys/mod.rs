@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod daemon;
 pub mod io;
 pub mod poll;
 pub mod signalfd;
@@ -12,5 +13,6 @@ pub mod stdio;
 pub mod terminal;
 mod thread;
 pub mod timerfd;
+pub mod tune;
 
 pub use thread::gettid;

@@ -84,3 +84,7 @@ fn set(register: &mut u32, bit: u32, on: bool) {
 fn is_amd(leaf: &kvm_cpuid_entry2) -> bool {
     [*b"Auth", *b"Hygo"].contains(&leaf.ebx.to_le_bytes())
 }
+
+#[cfg(test)]
+#[path = "cpuid_test.rs"]
+mod tests;

@@ -171,3 +171,35 @@ pub fn dump(vcpu: &VcpuFd) -> String {
         (Err(errno), _) | (_, Err(errno)) => format!("registers unknown: {errno}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory;
+
+    #[test]
+    fn a_descriptor_says_what_the_segment_does() {
+        let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..Default::default() };
+        let code = kvm_segment { type_: 11, l: 1, ..flat };
+        assert_eq!(descriptor(&code), 0x00af_9b00_0000_ffff);
+        let data = kvm_segment { type_: 3, db: 1, ..flat };
+        assert_eq!(descriptor(&data), 0x00cf_9300_0000_ffff);
+        let task = kvm_segment { base: 0x1234_5678, limit: 0x67, present: 1, type_: 11, ..Default::default() };
+        assert_eq!(descriptor(&task), 0x1200_8b34_5678_0067);
+    }
+
+    #[test]
+    fn the_page_tables_map_every_address_of_the_first_gigabyte_to_itself() {
+        let ram = memory::allocate(1 << 20, false, true).unwrap();
+        identity_map(&ram, 0x9000).unwrap();
+        let entry = |table: u64, index: u64| -> u64 { ram.read_obj(GuestAddress(table + index * 8)).unwrap() };
+        for address in [0, 0x10_0000, 0x1f_ffff, 0x20_0000, 0x1234_5678, 0x3fff_ffff_u64] {
+            let pdpt = entry(0x9000, address >> 39 & 511);
+            let directory = entry(pdpt & !0xfff, address >> 30 & 511);
+            let page = entry(directory & !0xfff, address >> 21 & 511);
+            assert_eq!([pdpt & 3, directory & 3, page & 0x83], [3, 3, 0x83]);
+            assert_eq!((page & !0x1f_ffff) + (address & 0x1f_ffff), address);
+        }
+        assert_eq!(entry(0xa000, 1), 0, "and nothing above");
+    }
+}

@@ -1,0 +1,273 @@
+//! Guests of a few instructions, run on the host's own KVM.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::bus::{Range, Slot};
+use crate::kvm::irq::Irq;
+use crate::kvm::kick::Kick;
+use crate::kvm::x86_64::regs::Mode;
+use crate::memory;
+
+/// Where the guest's code is, a port, and an address that is mapped and not RAM.
+const CODE: u64 = 0x10_0000;
+const PORT: u16 = 0x3f8;
+const MMIO: u64 = 0x3000_0000;
+
+/// `mov dx, PORT`
+const MOV_DX: [u8; 4] = [0x66, 0xba, 0xf8, 0x03];
+/// `mov ebx, MMIO`
+const MOV_EBX: [u8; 5] = [0xbb, 0x00, 0x00, 0x00, 0x30];
+/// No interrupt table is loaded, so an undefined instruction is a triple fault.
+const UD2: [u8; 2] = [0x0f, 0x0b];
+
+/// What the guest did, in order.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Read(u64, usize),
+    Wrote(u64, Vec<u8>),
+    Event(VcpuEvent),
+}
+
+/// Tells of each access and answers reads with the bytes it was given.
+struct Probe {
+    tell: Sender<Seen>,
+    base: u64,
+    answers: VecDeque<u8>,
+}
+
+impl Slot for Probe {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill_with(|| self.answers.pop_front().unwrap_or(0));
+        let _ = self.tell.send(Seen::Read(self.base + offset, data.len()));
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let _ = self.tell.send(Seen::Wrote(self.base + offset, data.to_vec()));
+    }
+}
+
+/// A machine with 16 MiB, or the reason why there is none.
+fn machine() -> Option<Arc<Vm>> {
+    match Vm::new(memory::allocate(16 << 20, false, true).unwrap()) {
+        Ok(vm) => Some(Arc::new(vm)),
+        Err(error) => {
+            // Not by a macro of print's: the harness would keep it to itself.
+            let _ = writeln!(std::io::stderr(), "skipped, no guest runs here: {error}");
+            None
+        }
+    }
+}
+
+struct Guest {
+    /// First, so that the vCPUs end before what they tell is gone.
+    vcpus: Vec<VcpuHandle>,
+    seen: Receiver<Seen>,
+}
+
+impl Guest {
+    /// Starts `count` vCPUs, of which the first runs `code`.
+    fn start(vm: &Arc<Vm>, code: &[u8], answers: &[u8], count: u8, parked: bool) -> Guest {
+        let (tell, seen) = channel();
+        let probe = |base, len, answers: &[u8]| {
+            let slot = Probe { tell: tell.clone(), base, answers: answers.iter().copied().collect() };
+            Bus::new(vec![Range { base, len, slot: Arc::new(Mutex::new(slot)) }]).unwrap()
+        };
+        let buses = Buses { pio: probe(PORT.into(), 8, answers), mmio: probe(MMIO, 4096, answers) };
+        vm.ram().write_slice(code, GuestAddress(CODE)).unwrap();
+        let entry =
+            Entry { mode: Mode::Long { page_tables: 0x9000 }, rip: CODE, rsp: 0x8000, rbx: 0, rsi: 0, gdt: 0x500 };
+        let vcpus: Vec<Vcpu> = (0..count).map(|index| Vcpu::new(vm, index, count).unwrap()).collect();
+        vcpus[0].enter_at(&entry).unwrap();
+        let start = |vcpu: Vcpu| {
+            let tell = tell.clone();
+            let on_event = move |event| drop(tell.send(Seen::Event(event)));
+            vcpu.start(buses.clone(), parked, on_event).unwrap()
+        };
+        Guest { vcpus: vcpus.into_iter().map(start).collect(), seen }
+    }
+
+    /// What comes next. The time limit only turns a hang into a failure.
+    fn next(&self) -> Seen {
+        self.seen.recv_timeout(Duration::from_secs(60)).expect("the guest does something")
+    }
+
+    fn expect(&self, expected: &[Seen]) {
+        for one in expected {
+            assert_eq!(self.next(), *one);
+        }
+    }
+}
+
+#[test]
+fn port_and_memory_accesses_reach_the_buses_and_a_triple_fault_is_told() {
+    let Some(vm) = machine() else { return };
+    // in al, dx; inc al; out dx, al; mov eax, [rbx]; mov [rbx+4], ax
+    let code = [&MOV_DX[..], &MOV_EBX, &[0xec, 0xfe, 0xc0, 0xee, 0x8b, 0x03, 0x66, 0x89, 0x43, 0x04], &UD2].concat();
+    let guest = Guest::start(&vm, &code, &[0x41, 0x42, 0x43, 0x44], 1, false);
+    guest.expect(&[
+        Seen::Read(PORT.into(), 1),
+        Seen::Wrote(PORT.into(), vec![0x42]),
+        Seen::Read(MMIO, 4),
+        Seen::Wrote(MMIO + 4, vec![0x41, 0x42]),
+        Seen::Event(VcpuEvent::Shutdown),
+    ]);
+    // It runs no more and can still be parked.
+    guest.vcpus[0].park();
+    guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+    guest.vcpus[0].resume();
+    guest.vcpus[0].park();
+    guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+}
+
+#[test]
+fn a_string_instruction_makes_accesses_of_its_own_size() {
+    let Some(vm) = machine() else { return };
+    // mov esi, CODE; mov ecx, 3; rep outsb; mov ecx, 2; rep outsd
+    let code = [&MOV_DX[..], &[0xbe, 0, 0, 0x10, 0, 0xb9, 3, 0, 0, 0, 0xf3, 0x6e, 0xb9, 2, 0, 0, 0, 0xf3, 0x6f], &UD2]
+        .concat();
+    let guest = Guest::start(&vm, &code, &[], 1, false);
+    let port = u64::from(PORT);
+    for byte in &code[..3] {
+        guest.expect(&[Seen::Wrote(port, vec![*byte])]);
+    }
+    guest.expect(&[
+        Seen::Wrote(port, code[3..7].to_vec()),
+        Seen::Wrote(port, code[7..11].to_vec()),
+        Seen::Event(VcpuEvent::Shutdown),
+    ]);
+}
+
+#[test]
+fn a_vcpu_parks_resumes_and_stops_in_the_middle_of_a_loop_without_exits() {
+    let Some(vm) = machine() else { return };
+    // out dx, al; jmp $
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0])]);
+    for _ in 0..100 {
+        guest.vcpus[0].park();
+        guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+        guest.vcpus[0].resume();
+    }
+    // Dropping it ends it.
+}
+
+#[test]
+fn parking_loses_and_doubles_no_access() {
+    let Some(vm) = machine() else { return };
+    // inc eax; out dx, eax; jmp back
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xff, 0xc0, 0xef, 0xeb, 0xfb]].concat(), &[], 1, false);
+    let mut parked = 0;
+    let mut count = 0u32;
+    guest.vcpus[0].park();
+    while parked < 200 {
+        match guest.next() {
+            Seen::Wrote(_, value) => {
+                count += 1;
+                assert_eq!(value, count.to_le_bytes());
+            }
+            other => {
+                assert_eq!(other, Seen::Event(VcpuEvent::Parked));
+                parked += 1;
+                guest.vcpus[0].resume();
+                guest.vcpus[0].park();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vcpu_that_sleeps_or_was_never_woken_parks_too() {
+    let Some(vm) = machine() else { return };
+    // out dx, al; hlt, with interrupts off; the second vCPU waits for the first to start it
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xf4]].concat(), &[], 2, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0])]);
+    for vcpu in &guest.vcpus {
+        for _ in 0..20 {
+            vcpu.park();
+            guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+            vcpu.resume();
+        }
+    }
+}
+
+#[test]
+fn a_vcpu_started_parked_runs_nothing_until_resumed() {
+    let Some(vm) = machine() else { return };
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee], &UD2].concat(), &[], 1, true);
+    guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+    guest.vcpus[0].resume();
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0]), Seen::Event(VcpuEvent::Shutdown)]);
+}
+
+#[test]
+fn a_vcpus_thread_has_its_name_on_the_host() {
+    let Some(vm) = machine() else { return };
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0])]);
+    let name = std::fs::read_to_string(format!("/proc/self/task/{}/comm", guest.vcpus[0].tid())).unwrap();
+    assert_eq!(name, "CPU 0/KVM\n");
+}
+
+#[test]
+fn what_kvm_cannot_run_is_told_with_the_registers() {
+    let Some(vm) = machine() else { return };
+    // jmp rbx, to where there is no memory
+    let guest = Guest::start(&vm, &[&MOV_EBX[..], &[0xff, 0xe3]].concat(), &[], 1, false);
+    loop {
+        match guest.next() {
+            Seen::Event(VcpuEvent::Failed(why)) => {
+                assert!(why.contains("rip=0x30000000"), "{why}");
+                return;
+            }
+            // Some hosts try to fetch the instruction from the device there.
+            other => assert!(matches!(other, Seen::Read(..)), "{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_kick_takes_its_own_value_at_its_own_address_while_it_lives_and_only_then() {
+    let Some(vm) = machine() else { return };
+    let kick = Kick::new(&vm, MMIO + 0x50, 1).unwrap();
+    assert!(Kick::new(&vm, MMIO + 0x50, 1).is_err(), "one of each");
+    // again: mov dword [rbx+0x50], 1; mov dword [rbx+0x50], 2; in al, dx; jmp again
+    let code = [&MOV_DX[..], &MOV_EBX, &[0xc7, 0x43, 0x50, 1, 0, 0, 0, 0xc7, 0x43, 0x50, 2, 0, 0, 0, 0xec, 0xeb, 0xef]];
+    let guest = Guest::start(&vm, &code.concat(), &[], 1, false);
+    let (two, pause) = (Seen::Wrote(MMIO + 0x50, vec![2, 0, 0, 0]), Seen::Read(PORT.into(), 1));
+    guest.expect(&[two, pause]);
+    assert!(kick.take() >= 1);
+    drop(kick);
+    while guest.next() != Seen::Wrote(MMIO + 0x50, vec![1, 0, 0, 0]) {}
+    drop(Kick::new(&vm, MMIO + 0x50, 1).unwrap());
+}
+
+#[test]
+fn an_interrupt_reaches_the_controllers_while_it_lives_and_only_then() {
+    let Some(vm) = machine() else { return };
+    let pending = || {
+        let mut chip =
+            kvm_bindings::kvm_irqchip { chip_id: kvm_bindings::KVM_IRQCHIP_PIC_MASTER, ..Default::default() };
+        vm.fd().get_irqchip(&mut chip).unwrap();
+        // SAFETY: the kernel has filled in what was asked for, and any bits are a valid number.
+        unsafe { chip.chip.pic.irr }
+    };
+    // The kernel passes an interrupt on by a thread of its own, soon.
+    let soon = |lines: u8| while pending() != lines {};
+    let irq = Irq::new(&vm, 5).unwrap();
+    assert_eq!(pending(), 0);
+    irq.trigger();
+    soon(1 << 5);
+    drop(irq);
+    let other = Irq::new(&vm, 6).unwrap();
+    other.trigger();
+    soon(1 << 5 | 1 << 6);
+    // The line is free for another.
+    drop(Irq::new(&vm, 5).unwrap());
+}
