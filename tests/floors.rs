@@ -17,7 +17,7 @@ const FLOORS: &[&[(&str, &[&str])]] = &[
     &[("disk", &[]), ("devices", &["disk"])],
     &[("machine", &[])],
     &[("control", &[])],
-    &[("cli", &[]), ("main", &["cli"])],
+    &[("cli", &[]), ("logging", &[]), ("pidfile", &[]), ("main", &["cli", "logging", "pidfile"])],
 ];
 
 fn floor(module: &str) -> Option<usize> {
