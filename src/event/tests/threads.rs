@@ -130,14 +130,12 @@ fn g24_the_counters_say_what_woke_the_loop_and_how_long_it_slept() {
 fn g24_a_sleep_that_is_going_on_counts_and_is_never_counted_twice() {
     use crate::event::counters::Board;
     let board = Board::default();
-    let mut counters = Counters { asleep_ns: 100, ..Counters::default() };
-    board.publish(&counters);
-    board.publish_sleep(5_000, counters.asleep_ns);
+    board.publish_awake(100);
+    board.publish_sleep(5_000, 100);
     assert_eq!(board.read(5_000).asleep_ns, 100);
     assert_eq!(board.read(5_700).asleep_ns, 800);
-    counters.asleep_ns = 900;
-    board.publish(&counters);
-    assert_eq!(board.read(9_999).asleep_ns, 900);
+    board.publish_awake(900);
+    assert_eq!(board.read(9_999).asleep_ns, 900, "awake it stands still");
 }
 
 #[test]

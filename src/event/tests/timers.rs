@@ -111,7 +111,11 @@ fn t13_a_timer_cancelled_in_a_callback_never_fires_even_if_it_was_due_in_the_sam
 #[test]
 fn t13_an_unwatched_timer_never_fires() {
     let (clock, mut event_loop, log) = first_acts_on_second(|cx, second| cx.unwatch(second));
+    let (me, others) = clocks(&mut event_loop, 1, &Log::new());
+    Cx { event_loop: &mut event_loop, me }.arm(others[0], u64::MAX - 1).unwrap();
+    event_loop.remove(me);
     event_loop.turn(Wait::Poll).unwrap();
+    assert!(event_loop.timers.is_empty(), "neither it nor a removed handler's is kept");
     clock.store(u64::MAX, Relaxed);
     event_loop.turn(Wait::Poll).unwrap();
     assert_eq!(log.take(), [1]);
