@@ -12,8 +12,6 @@ pub enum Command {
     Activate(Activation),
     /// The driver has written 0 to the status: stop, drain, forget. The vCPU waits (invariant I2).
     Reset(Done<()>),
-    /// The driver has written configuration bytes.
-    ConfigWritten,
     /// Serve nothing more and end the slip when nothing is in flight. The vCPUs are parked.
     Pause(Done<()>),
     /// Go on, looking at every ring first: kicks may have been told while paused (G20).
