@@ -7,10 +7,21 @@ pub mod sys;
 
 pub mod bus;
 pub mod config;
+pub mod event;
+pub mod qmp;
 
 pub mod kvm;
 pub mod memory;
 
+pub mod virtio;
+
 pub mod devices;
+pub mod disk;
 
 pub mod machine;
+
+pub mod control;
+
+pub mod cli;
+pub mod logging;
+pub mod pidfile;

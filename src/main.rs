@@ -1,2 +1,111 @@
 //! The program: parse, log, build the machine, run the main loop, join, exit code.
-fn main() {}
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use loopvisor::cli::{self, Command};
+use loopvisor::config::spec::{SerialSpec, VmSpec};
+use loopvisor::control::{Console, Control, End, Listener, Signals};
+use loopvisor::error::{Context, Error, Result};
+use loopvisor::event::{EventLoop, channel};
+use loopvisor::logging;
+use loopvisor::machine::{Machine, Threads};
+use loopvisor::pidfile::Pidfile;
+use loopvisor::sys::daemon;
+use loopvisor::sys::terminal::Terminal;
+use loopvisor::sys::tune;
+
+fn main() -> ExitCode {
+    tune::one_heap();
+    match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Print(text)) => {
+            // Nobody is left to be told that nobody reads.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Run(spec)) => launch(&spec),
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprintln!("loopvisor: {error}");
+    ExitCode::from(error.exit_code())
+}
+
+/// Runs the machine of `spec` to its end, in the background if so asked.
+fn launch(spec: &VmSpec) -> ExitCode {
+    let starter = match spec.daemonize.then(daemon::detach).transpose() {
+        Ok(starter) => starter,
+        Err(e) => return fail(&Error::host("-daemonize: start a process").because(e)),
+    };
+    let ran = set_up(spec).and_then(|(_pidfile, running)| {
+        if let Some(starter) = &starter {
+            starter.ready().context(|| "-daemonize: let go of the terminal")?;
+        }
+        running.finish()
+    });
+    // A starter that is not told of anything until it is dropped, here, tells of a failure.
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Everything up to a running guest. The pidfile goes last.
+fn set_up(spec: &VmSpec) -> Result<(Option<Pidfile>, Running)> {
+    logging::start(&spec.log)?;
+    let pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
+    Ok((pidfile, Running::start(spec)?))
+}
+
+/// A machine that runs, and everything that must outlive its main loop.
+struct Running {
+    main: EventLoop,
+    threads: Threads,
+    terminal: Option<Terminal>,
+    end: Arc<OnceLock<End>>,
+}
+
+impl Running {
+    /// Builds everything and starts the guest.
+    fn start(spec: &VmSpec) -> Result<Running> {
+        let mut main = EventLoop::new()?;
+        let (control, messages) = channel();
+        let (notices_sender, notices) = channel();
+        let (serial_sender, serial_events) = channel();
+        // Before any thread: signals are blocked for those that follow, and the sockets' mode is the process's.
+        main.add(Box::new(Signals::new(control.clone())?))?;
+        for path in &spec.qmp {
+            main.add(Box::new(Listener::bind(path, control.clone())?))?;
+        }
+        let machine = Machine::build(spec, &mut main, notices_sender, serial_sender)?;
+        let mut terminal = None;
+        if spec.serial == SerialSpec::Stdio {
+            terminal = Terminal::raw(&std::io::stdin())?;
+            let serial = machine.serial().clone();
+            main.add(Box::new(Console::new(serial, serial_events, control.clone(), terminal.is_some())?))?;
+        }
+        let (inventory, threads) = machine.start(spec.freeze)?;
+        let end = Arc::new(OnceLock::new());
+        main.add(Box::new(Control::new(inventory, spec.freeze, notices, (control, messages), end.clone())))?;
+        Ok(Running { main, threads, terminal, end })
+    }
+
+    /// Runs the main loop until the machine ends, and takes everything apart.
+    fn finish(mut self) -> Result<()> {
+        // After the threads are made, which would inherit it.
+        tune::short_slice();
+        let ran = self.main.run();
+        // The loop first: a vCPU that waits for a device of it is answered by the device's end.
+        drop(self.main);
+        drop(self.threads);
+        drop(self.terminal);
+        ran?;
+        match self.end.get() {
+            Some(End::Failed(why)) => Err(Error::host(format!("the guest cannot go on: {why}"))),
+            _ => Ok(()),
+        }
+    }
+}

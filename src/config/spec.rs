@@ -1,6 +1,7 @@
 //! `VmSpec`: one virtual machine as its user described it, checked in itself and not yet against the host.
 //!
-//! Every spelling (the command line now, a file later) ends here, and everything that is built starts from here.
+//! Every spelling (the command line now, a file later) ends here, and everything that is built starts from here. The
+//! rules that a whole machine must keep are in `check`; the values that are used when nothing is said are in `new`.
 
 use std::path::PathBuf;
 
@@ -12,6 +13,16 @@ pub const MAX_CPUS: u8 = 254;
 pub const MIN_MEMORY_BYTES: u64 = 16 << 20;
 /// The most guest memory, in bytes.
 pub const MAX_MEMORY_BYTES: u64 = 512 << 30;
+/// Guest memory when `-m` is not given, in bytes.
+pub const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
+/// The longest name of a machine, drive or iothread, in characters.
+pub const MAX_NAME_CHARS: usize = 255;
+/// The longest serial number of a disk, in bytes: the answer to VIRTIO_BLK_T_GET_ID (virtio 1.2, section 5.2.6).
+pub const MAX_SERIAL_BYTES: usize = 20;
+/// The longest path of a file, in bytes: the kernel's PATH_MAX without its NUL.
+pub const MAX_PATH_BYTES: usize = 4095;
+/// The longest path of a Unix socket, in bytes: `sun_path` without its NUL (unix(7)).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The most virtio devices of all kinds together: interrupts 5 to 15 (rule D3.4).
 pub const MAX_VIRTIO_DEVICES: usize = 11;
 
@@ -40,7 +51,7 @@ pub struct VmSpec {
     pub iothreads: Vec<IothreadSpec>,
     /// `-serial`: what the first serial port is connected to.
     pub serial: SerialSpec,
-    /// `-qmp` and `-api-channel`: the management sockets, in the order given.
+    /// The management sockets: that of `-api-channel`, then those of `-qmp` in the order given.
     pub qmp: Vec<PathBuf>,
     /// `-D`: where the log goes.
     pub log: LogSpec,
@@ -50,6 +61,30 @@ pub struct VmSpec {
     pub daemonize: bool,
     /// `-freeze`, `-S`: the vCPUs wait for the first `cont`.
     pub freeze: bool,
+}
+
+impl VmSpec {
+    /// A machine that boots `kernel`, with everything else as it is when not asked for.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        VmSpec {
+            name: String::new(),
+            cpus: 1,
+            memory_bytes: DEFAULT_MEMORY_BYTES,
+            dump_guest_core: true,
+            mem_share: false,
+            kernel: kernel.into(),
+            initrd: None,
+            append: String::new(),
+            drives: Vec::new(),
+            iothreads: Vec::new(),
+            serial: SerialSpec::None,
+            qmp: Vec::new(),
+            log: LogSpec::Stderr,
+            pidfile: None,
+            daemonize: false,
+            freeze: false,
+        }
+    }
 }
 
 /// `-drive`: a virtio-blk device and the file behind it.
@@ -69,6 +104,21 @@ pub struct DriveSpec {
     pub iothread: Option<String>,
     /// `aio=`.
     pub aio: Aio,
+}
+
+impl DriveSpec {
+    /// A writable drive with direct I/O, served by the main loop.
+    pub fn new(id: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+        DriveSpec {
+            id: id.into(),
+            file: file.into(),
+            access: Access::ReadWrite,
+            cache: Cache::Direct,
+            serial: None,
+            iothread: None,
+            aio: Aio::Auto,
+        }
+    }
 }
 
 /// Whether the guest may write.

@@ -31,6 +31,15 @@ impl Irq {
         Ok(Irq { vm: vm.clone(), fd, gsi })
     }
 
+    /// A copy of the descriptor, for whoever raises the interrupt without owning the line. It does nothing once the line
+    /// is gone.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn eventfd(&self) -> Result<EventFd> {
+        self.fd.try_clone().context(|| format!("interrupt {}: duplicate its eventfd", self.gsi))
+    }
+
     /// Raises the interrupt once. Several raises before the guest looks are one.
     pub fn trigger(&self) {
         // KVM takes the count at each write, so it never grows to where a write would block.

@@ -5,9 +5,8 @@
 //! without ever waiting for it: what the vCPU has to say comes by a callback. What an access means is the slots'
 //! business; what becomes of the machine after an event is `control`'s.
 
-use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
@@ -31,6 +30,8 @@ pub enum VcpuEvent {
     Shutdown,
     /// KVM cannot go on with this vCPU: why, and its registers. The vCPU runs no more.
     Failed(String),
+    /// Its index and registers, as [`VcpuHandle::dump`] asked.
+    Registers(String),
 }
 
 /// The two address spaces of devices.
@@ -69,7 +70,12 @@ impl Vcpu {
         fd.set_cpuid2(&features).context(|| format!("KVM: set the features of vCPU {index}"))?;
         msr::set(&fd)?;
         let page = RunPage::map(&fd, vm.fd().run_size())?;
-        let gate = Arc::new(Gate { request: AtomicU64::new(Request::Run.pack()), page, tid: AtomicI32::new(0) });
+        let gate = Arc::new(Gate {
+            request: AtomicU64::new(Request::Run.pack()),
+            dump: AtomicBool::new(false),
+            page,
+            tid: AtomicI32::new(0),
+        });
         Ok(Vcpu { fd, gate, index, vm: vm.clone() })
     }
 
@@ -101,7 +107,7 @@ impl Vcpu {
         gate.ask(if parked { Request::Park(0) } else { Request::Run });
         let mut runner = Runner { vcpu: self, buses, on_event: Box::new(on_event) };
         let thread = thread::Builder::new().name(name.clone()).spawn(move || runner.run());
-        Ok(VcpuHandle { gate, parkings: Cell::new(0), thread: Some(thread.context(|| format!("thread {name}"))?) })
+        Ok(VcpuHandle { gate, parkings: AtomicU32::new(0), thread: Some(thread.context(|| format!("thread {name}"))?) })
     }
 }
 
@@ -141,6 +147,8 @@ impl Request {
 #[derive(Debug)]
 struct Gate {
     request: AtomicU64,
+    /// The registers are wanted.
+    dump: AtomicBool,
     page: RunPage,
     tid: AtomicI32,
 }
@@ -160,7 +168,7 @@ impl Gate {
     /// look sets the flag after we cleared it, so it is never lost.
     fn pass(&self) {
         self.page.set_immediate_exit(false);
-        if self.request() != Request::Run {
+        if self.request() != Request::Run || self.dump.load(Ordering::SeqCst) {
             self.page.set_immediate_exit(true);
         }
     }
@@ -171,7 +179,7 @@ impl Gate {
 pub struct VcpuHandle {
     gate: Arc<Gate>,
     /// How many times it was asked to park.
-    parkings: Cell<u32>,
+    parkings: AtomicU32,
     /// `None` only while being dropped.
     thread: Option<JoinHandle<()>>,
 }
@@ -181,13 +189,21 @@ impl VcpuHandle {
     ///
     /// The next request is to come after that event: a `resume` before it may leave it unsaid.
     pub fn park(&self) {
-        self.parkings.set(self.parkings.get().wrapping_add(1));
-        self.ask(Request::Park(self.parkings.get()));
+        // Only the numbers' difference matters: two parkings in a row have two.
+        let number = self.parkings.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.ask(Request::Park(number));
     }
 
     /// Lets a parked vCPU go on. Returns at once.
     pub fn resume(&self) {
         self.ask(Request::Run);
+    }
+
+    /// Asks the vCPU for its registers; [`VcpuEvent::Registers`] follows, unless it has ended. Returns at once.
+    pub fn dump(&self) {
+        self.gate.dump.store(true, Ordering::SeqCst);
+        self.gate.page.set_immediate_exit(true);
+        self.call();
     }
 
     /// Asks the vCPU to end. Returns at once; nothing follows.
@@ -202,12 +218,26 @@ impl VcpuHandle {
 
     fn ask(&self, request: Request) {
         self.gate.ask(request);
+        if request == Request::Run {
+            self.wake();
+        } else {
+            self.call();
+        }
+    }
+
+    /// Wakes the thread at its gate.
+    fn wake(&self) {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
-            if request != Request::Run {
-                // A thread that has ended needs no calling out.
-                let _ = thread.kill(SIGRTMIN());
-            }
+        }
+    }
+
+    /// Calls the thread to its gate, out of the guest if it is in there.
+    fn call(&self) {
+        self.wake();
+        if let Some(thread) = &self.thread {
+            // A thread that has ended needs no calling out.
+            let _ = thread.kill(SIGRTMIN());
         }
     }
 }
@@ -265,6 +295,10 @@ impl Runner {
     fn wait(&mut self, alive: bool) -> bool {
         let mut parked = None;
         loop {
+            if self.vcpu.gate.dump.swap(false, Ordering::SeqCst) {
+                let registers = regs::dump(&self.vcpu.fd);
+                (self.on_event)(VcpuEvent::Registers(format!("vCPU {}: {registers}", self.vcpu.index)));
+            }
             match self.vcpu.gate.request() {
                 Request::Stop => return false,
                 Request::Run if alive => {

@@ -1,9 +1,16 @@
-//! The machine: where everything lies, how a kernel is loaded, and the tables that describe the machine to it.
+//! The machine: where everything lies, how a kernel is loaded, the tables that describe the machine to it, and the
+//! building of it all.
 
 pub mod acpi;
+mod board;
 pub mod boot;
+mod builder;
+mod inventory;
 mod kernel;
 pub mod layout;
 pub mod mptable;
 #[cfg(test)]
 mod testing;
+
+pub use builder::{Machine, Threads};
+pub use inventory::{Drive, Inventory, Notice};

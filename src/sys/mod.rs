@@ -1,7 +1,18 @@
-//! The only home of raw libc: one small safe wrapper a file.
+//! The only home of raw libc: each file wraps one kernel interface that no crate of ours covers well enough.
+//!
+//! Nothing here knows of guests or devices. Any thread.
+#![allow(unsafe_code)]
 
+pub mod clock;
+pub mod daemon;
+pub mod io;
 pub mod poll;
+pub mod signalfd;
+pub mod socket;
+pub mod stdio;
 pub mod terminal;
 mod thread;
+pub mod timerfd;
+pub mod tune;
 
 pub use thread::gettid;

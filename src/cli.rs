@@ -1,0 +1,276 @@
+//! The command line: the words typed in, one [`VmSpec`] (or a text to print) out.
+//!
+//! The record `Options` is the list of all options: name, syntax, help. Words are grouped and counted against it
+//! here, because our users write `-kernel` and argh reads `--kernel`; then argh fills the record, and
+//! `config::options` gives each text its meaning. Nothing here touches the host. Main thread, before all else.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
+
+use crate::config::keyvalue::near;
+use crate::config::options;
+use crate::config::spec::{LogSpec, VmSpec};
+use crate::error::{Error, Result};
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run this machine.
+    Run(Box<VmSpec>),
+    /// Write this text to standard output and exit with 0.
+    Print(String),
+}
+
+/// KVM virtual machine monitor for x86_64 Linux hosts
+// The syntax in `arg_name` is read by `arity`: `[X]` may be left out, `X...` is one word or more.
+#[derive(FromArgs, ArgsInfo)]
+struct Options {
+    /// what query-name answers; at most 255 characters
+    #[argh(option, arg_name = "TEXT")]
+    name: Option<String>,
+    /// the machine type; dump-guest-core=on and mem-share=off unless given
+    #[argh(option, arg_name = "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off]")]
+    machine: Option<String>,
+    /// vCPUs, 1 to 254; default 1
+    #[argh(option, arg_name = "[cpus=]N")]
+    smp: Option<String>,
+    /// memory, 16M to 512G; without a unit MiB, or bytes from 1048576 up; default 256M
+    #[argh(option, arg_name = "[size=]N[M|G]")]
+    m: Option<String>,
+    /// the kernel: bzImage or ELF vmlinux; required
+    #[argh(option, arg_name = "FILE")]
+    kernel: Option<String>,
+    /// the initial RAM disk
+    #[argh(option, arg_name = "FILE")]
+    initrd: Option<String>,
+    /// the kernel's command line; quotes are not needed
+    #[argh(option, arg_name = "WORD...")]
+    append: Option<String>,
+    /// a disk, the first is /dev/vda; readonly=off and direct=on unless given; repeatable
+    #[argh(
+        option,
+        arg_name = "id=NAME,file=FILE[,readonly=on|off][,direct=on|off][,serial=TEXT][,iothread=NAME]\
+                    [,aio=io_uring|threads|native][,format=raw][,if=none]"
+    )]
+    drive: Vec<String>,
+    /// a thread with an event loop that serves drives; repeatable, at most 8
+    #[argh(option, arg_name = "id=NAME")]
+    iothread: Vec<String>,
+    /// connect the first serial port to standard input and output
+    #[argh(option, arg_name = "stdio")]
+    serial: Option<String>,
+    /// listen for QMP on a Unix socket
+    #[argh(option, arg_name = "unix:PATH[,server][,nowait]")]
+    api_channel: Option<String>,
+    /// listen for QMP on a Unix socket; repeatable
+    #[argh(option, arg_name = "unix:PATH,server[,nowait]")]
+    qmp: Vec<String>,
+    /// append the log to FILE; default standard error
+    #[argh(option, short = 'D', arg_name = "[FILE]")]
+    log: Option<String>,
+    /// write the process id to FILE, removed at exit
+    #[argh(option, arg_name = "FILE")]
+    pidfile: Option<String>,
+    /// run in the background once the machine is set up
+    #[argh(switch)]
+    daemonize: bool,
+    /// do not start the vCPUs before QMP's cont
+    #[argh(switch, short = 'S')]
+    freeze: bool,
+    /// print the version
+    #[argh(switch, short = 'V')]
+    #[expect(dead_code, reason = "answered before the record is filled")]
+    version: bool,
+}
+
+/// Reads the words behind the program's name.
+///
+/// # Errors
+///
+/// Every error is a mistake of the user's (`Kind::Usage`, exit code 2) that names the option, the word, and what would
+/// be accepted.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let words: Vec<OsString> = args.into_iter().collect();
+    // A request for help is answered whatever else is wrong.
+    for word in &words {
+        match word.to_str().and_then(flag_of).map(|flag| flag.long) {
+            Some("--help") => return Ok(Command::Print(help())),
+            Some("--version") => return Ok(Command::Print(format!("loopvisor {}\n", env!("CARGO_PKG_VERSION")))),
+            _ => {}
+        }
+    }
+    let mut args = Vec::new();
+    for given in group(&words)? {
+        args.push(given.flag.long.to_owned());
+        args.extend(given.value()?);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let options = Options::from_args(&["loopvisor"], &args).map_err(|exit| Error::usage(exit.output.trim_end()))?;
+    let spec = spec(&options)?;
+    spec.check()?;
+    Ok(Command::Run(Box::new(spec)))
+}
+
+/// The machine that the record describes, not yet checked as a whole.
+fn spec(given: &Options) -> Result<VmSpec> {
+    let Some(kernel) = &given.kernel else {
+        return Err(Error::usage("-kernel is missing; accepted: -kernel FILE (loopvisor -h lists all options)"));
+    };
+    let file = |option, text: &Option<String>| -> Result<Option<PathBuf>> {
+        text.as_deref().map(|text| options::file(option, text)).transpose()
+    };
+    let mut spec = VmSpec::new(options::file("-kernel", kernel)?);
+    if let Some(text) = &given.name {
+        spec.name = options::name(text)?;
+    }
+    if let Some(text) = &given.machine {
+        options::machine(text, &mut spec)?;
+    }
+    if let Some(text) = &given.smp {
+        spec.cpus = options::cpus(text)?;
+    }
+    if let Some(text) = &given.m {
+        spec.memory_bytes = options::memory_bytes(text)?;
+    }
+    spec.initrd = file("-initrd", &given.initrd)?;
+    spec.append = given.append.clone().unwrap_or_default();
+    spec.drives = given.drive.iter().map(|text| options::drive(text)).collect::<Result<_>>()?;
+    spec.iothreads = given.iothread.iter().map(|text| options::iothread(text)).collect::<Result<_>>()?;
+    if let Some(text) = &given.serial {
+        spec.serial = options::serial(text)?;
+    }
+    let api_channel = given.api_channel.iter().map(|text| options::api_channel(text));
+    spec.qmp = api_channel.chain(given.qmp.iter().map(|text| options::qmp(text))).collect::<Result<_>>()?;
+    if let Some(text) = given.log.as_ref().filter(|text| !text.is_empty()) {
+        spec.log = LogSpec::File(options::file("-D", text)?);
+    }
+    spec.pidfile = file("-pidfile", &given.pidfile)?;
+    spec.daemonize = given.daemonize;
+    spec.freeze = given.freeze;
+    Ok(spec)
+}
+
+/// One option as typed, with the words behind it.
+struct Given<'a> {
+    flag: &'static FlagInfo<'static>,
+    typed: &'a str,
+    words: Vec<&'a str>,
+}
+
+/// How many words an option takes.
+#[derive(PartialEq, Eq)]
+enum Arity {
+    None,
+    AtMostOne,
+    One,
+    Many,
+}
+
+impl Given<'_> {
+    /// The one value that argh is to see behind the option, or none behind a switch.
+    fn value(&self) -> Result<Option<String>> {
+        let typed = self.typed;
+        let (arity, syntax) = arity(self.flag);
+        let excess = match arity {
+            Arity::None => self.words.first(),
+            Arity::AtMostOne | Arity::One => self.words.get(1),
+            Arity::Many => None,
+        };
+        if let Some(excess) = excess {
+            return Err(Error::usage(format!("{typed}: {excess:?} is one word too many; accepted: {typed}{syntax}")));
+        }
+        // An empty word is a variable that was not set; only a kernel command line may well be empty.
+        let empty = self.words.iter().any(|word| word.is_empty());
+        match arity {
+            Arity::None => Ok(None),
+            Arity::AtMostOne if self.words.is_empty() => Ok(Some(String::new())),
+            Arity::Many if !self.words.is_empty() => Ok(Some(self.words.join(" "))),
+            Arity::AtMostOne | Arity::One if !empty && !self.words.is_empty() => Ok(Some(self.words[0].to_owned())),
+            _ => Err(Error::usage(format!("{typed}: the value is missing; accepted: {typed}{syntax}"))),
+        }
+    }
+}
+
+/// Every option with the words up to the next one: `-append console=ttyS0 root=/dev/vda` needs no quotes.
+fn group(words: &[OsString]) -> Result<Vec<Given<'_>>> {
+    let mut given: Vec<Given<'_>> = Vec::new();
+    for word in words {
+        let last = given.last_mut();
+        let Some(word) = word.to_str() else {
+            let option = last.map_or("the first word", |last| last.typed);
+            return Err(Error::usage(format!("{option}: {word:?} is not UTF-8; accepted: UTF-8 text")));
+        };
+        if !word.starts_with('-') {
+            let Some(last) = last else {
+                return Err(Error::usage(format!("{word:?}: no option stands before it; accepted: -OPTION {word}")));
+            };
+            last.words.push(word);
+            continue;
+        }
+        let flag = flag_of(word).ok_or_else(|| unknown(word))?;
+        let repeatable = flag.optionality == Optionality::Repeating;
+        if !repeatable && given.iter().any(|other| other.flag.long == flag.long) {
+            return Err(Error::usage(format!("{word}: the option is given twice; accepted: once")));
+        }
+        given.push(Given { flag, typed: word, words: Vec::new() });
+    }
+    Ok(given)
+}
+
+fn unknown(word: &str) -> Error {
+    if let Some((option, value)) = word.split_once('=').filter(|(option, _)| flag_of(option).is_some()) {
+        return Error::usage(format!("{word}: the value is a word of its own; accepted: {option} {value}"));
+    }
+    let name = word.trim_start_matches('-');
+    let names: Vec<String> = flags().iter().flat_map(names).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    match near(name, &names) {
+        Some(near) => Error::usage(format!("{word}: no such option; did you mean -{near}?")),
+        None => Error::usage(format!("{word}: no such option; accepted: -{}", names.join(" -"))),
+    }
+}
+
+/// All options; argh puts its own `--help` first.
+fn flags() -> &'static [FlagInfo<'static>] {
+    Options::get_args_info().flags
+}
+
+/// The option that `word` spells, with one dash or two.
+fn flag_of(word: &str) -> Option<&'static FlagInfo<'static>> {
+    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+    flags().iter().find(|flag| names(flag).any(|known| known == name))
+}
+
+/// The names of an option without dashes: the short one if it has one, then the long one.
+fn names(flag: &FlagInfo<'_>) -> impl Iterator<Item = String> {
+    let short = flag.short.or((flag.long == "--help").then_some('h'));
+    short.map(String::from).into_iter().chain(flag.long.strip_prefix("--").map(String::from))
+}
+
+/// How many words an option takes, and the syntax of its value with the blank before it.
+fn arity(flag: &FlagInfo<'_>) -> (Arity, String) {
+    let FlagInfoKind::Option { arg_name } = flag.kind else { return (Arity::None, String::new()) };
+    let arity = match arg_name {
+        _ if arg_name.ends_with("...") => Arity::Many,
+        _ if arg_name.starts_with('[') && arg_name.find(']') == Some(arg_name.len() - 1) => Arity::AtMostOne,
+        _ => Arity::One,
+    };
+    (arity, format!(" {arg_name}"))
+}
+
+/// The help text: each option's syntax and one line about it.
+fn help() -> String {
+    let mut text = format!("Usage: loopvisor -kernel FILE [OPTION]...\n{}\n\n", Options::get_args_info().description);
+    for flag in flags() {
+        let names: Vec<String> = names(flag).map(|name| format!("-{name}")).collect();
+        text += &format!("  {}{}\n        {}\n", names.join(", "), arity(flag).1, flag.description);
+    }
+    text += "\nA second dash is accepted. docs/cli.md says more.\n";
+    text
+}
+
+#[cfg(test)]
+#[path = "cli_test.rs"]
+mod tests;

@@ -1,0 +1,249 @@
+use super::*;
+use crate::config::spec::{Access, Aio, Cache, DriveSpec, IothreadSpec, SerialSpec};
+use proptest::prelude::*;
+use std::os::unix::ffi::OsStringExt;
+
+fn parse_line(line: &str) -> Result<Command> {
+    parse(line.split_whitespace().map(OsString::from))
+}
+
+#[track_caller]
+fn run(line: &str) -> VmSpec {
+    match parse_line(line).unwrap() {
+        Command::Run(spec) => *spec,
+        Command::Print(text) => panic!("prints {text}"),
+    }
+}
+
+#[track_caller]
+fn refusal(line: &str) -> String {
+    let error = parse_line(line).expect_err("is refused");
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+#[track_caller]
+fn printed(line: &str) -> String {
+    match parse_line(line).unwrap() {
+        Command::Print(text) => text,
+        Command::Run(spec) => panic!("runs {spec:?}"),
+    }
+}
+
+#[test]
+fn a_kernel_alone_makes_the_default_machine() {
+    assert_eq!(run("-kernel vmlinux"), VmSpec::new("vmlinux"));
+    assert_eq!(run("--kernel vmlinux"), VmSpec::new("vmlinux"));
+    assert!(refusal("").starts_with("-kernel is missing"));
+    assert!(refusal("-smp 2").starts_with("-kernel is missing"));
+}
+
+#[test]
+fn every_option_reaches_its_part_of_the_spec() {
+    let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -kernel k -initrd i -append a=b=c d \
+                -iothread id=io1 -drive id=vda,file=f,iothread=io1 -serial stdio -api-channel unix:/a \
+                -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze";
+    let expected = VmSpec {
+        name: "vm1".into(),
+        cpus: 4,
+        memory_bytes: 1 << 30,
+        dump_guest_core: false,
+        mem_share: false,
+        kernel: "k".into(),
+        initrd: Some("i".into()),
+        append: "a=b=c d".into(),
+        drives: vec![DriveSpec { iothread: Some("io1".into()), ..DriveSpec::new("vda", "f") }],
+        iothreads: vec![IothreadSpec { id: "io1".into() }],
+        serial: SerialSpec::Stdio,
+        qmp: vec!["/a".into(), "/b".into(), "/c".into()],
+        log: LogSpec::File("log".into()),
+        pidfile: Some("pid".into()),
+        daemonize: false,
+        freeze: true,
+    };
+    assert_eq!(run(line), expected);
+    assert_eq!(run("-kernel k -daemonize -S"), VmSpec { daemonize: true, freeze: true, ..VmSpec::new("k") });
+}
+
+#[test]
+fn the_words_of_the_kernel_command_line_need_no_quotes_and_keep_every_equals_sign() {
+    let spec = run("-append console=ttyS0 root=PARTUUID=1234-5 quiet -kernel k");
+    assert_eq!(spec.append, "console=ttyS0 root=PARTUUID=1234-5 quiet");
+    let quoted = ["-kernel", "k", "-append", "root=/dev/vda -- -x"].map(OsString::from);
+    let Ok(Command::Run(spec)) = parse(quoted) else { panic!("is accepted") };
+    assert_eq!(spec.append, "root=/dev/vda -- -x");
+    let Ok(Command::Run(spec)) = parse(["-kernel", "k", "-append", ""].map(OsString::from)) else { panic!("is") };
+    assert_eq!(spec.append, "");
+}
+
+#[test]
+fn the_log_option_may_stand_without_a_file() {
+    assert_eq!(run("-kernel k -D -S").log, LogSpec::Stderr);
+    assert_eq!(run("-D -kernel k").log, LogSpec::Stderr);
+    assert_eq!(run("-kernel k -log l").log, LogSpec::File("l".into()));
+}
+
+#[test]
+fn a_mistake_names_the_option_the_word_and_what_would_be_accepted() {
+    for (line, text) in [
+        ("vmlinux -smp 2", "\"vmlinux\": no option stands before it; accepted: -OPTION vmlinux"),
+        ("-kernel", "-kernel: the value is missing; accepted: -kernel FILE"),
+        ("-kernel -smp 2", "-kernel: the value is missing; accepted: -kernel FILE"),
+        ("-append -kernel k", "-append: the value is missing; accepted: -append WORD..."),
+        ("-kernel a b", "-kernel: \"b\" is one word too many; accepted: -kernel FILE"),
+        ("-kernel k -D a b", "-D: \"b\" is one word too many; accepted: -D [FILE]"),
+        ("-kernel k -daemonize yes", "-daemonize: \"yes\" is one word too many; accepted: -daemonize"),
+        ("-kernel a --kernel b", "--kernel: the option is given twice; accepted: once"),
+        ("-kernel a -S -freeze", "-freeze: the option is given twice; accepted: once"),
+        ("-kernal k", "-kernal: no such option; did you mean -kernel?"),
+        ("--kernel=k", "--kernel=k: the value is a word of its own; accepted: --kernel k"),
+    ] {
+        assert_eq!(refusal(line), text, "{line}");
+    }
+    for unknown in ["-uuid 1", "-disable-seccomp", "-device x", "-", "--", "---kernel k", "-d", "-K"] {
+        let refused = refusal(&format!("-kernel k {unknown}"));
+        assert!(refused.contains("no such option"), "{refused}");
+    }
+    assert!(refusal("-device x").ends_with(
+        "accepted: -h -help -name -machine -smp -m -kernel -initrd -append -drive -iothread -serial -api-channel -qmp \
+         -D -log -pidfile -daemonize -S -freeze -V -version"
+    ));
+}
+
+#[test]
+fn an_empty_word_is_a_missing_value() {
+    for option in ["-kernel", "-name", "-D", "-drive", "-pidfile"] {
+        let error = parse([option, ""].map(OsString::from)).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{option}: the value is missing")), "{error}");
+    }
+}
+
+#[test]
+fn a_word_that_is_not_utf_8_is_refused() {
+    let words = [OsString::from("-kernel"), OsString::from_vec(vec![b'a', 0xff])];
+    assert_eq!(parse(words).unwrap_err().to_string(), "-kernel: \"a\\xFF\" is not UTF-8; accepted: UTF-8 text");
+}
+
+#[test]
+fn the_machine_is_checked_as_a_whole() {
+    assert!(refusal("-kernel k -drive id=a,file=f,iothread=io1").contains("no such iothread"));
+}
+
+#[test]
+fn help_has_every_option_with_its_syntax_and_wins_over_mistakes() {
+    for line in ["-h", "-help", "--help", "-bogus -h", "-kernel -h"] {
+        assert_eq!(printed(line), help(), "{line}");
+    }
+    let help = help();
+    for (name, syntax) in [
+        ("-h, -help", ""),
+        ("-name", " TEXT"),
+        ("-drive", " id=NAME,file=FILE[,readonly=on|off]"),
+        ("-D, -log", " [FILE]"),
+        ("-S, -freeze", ""),
+        ("-V, -version", ""),
+    ] {
+        assert!(help.contains(&format!("\n  {name}{syntax}")), "{name}\n{help}");
+    }
+    assert!(!help.contains("--"), "the help shows one dash\n{help}");
+}
+
+#[test]
+fn the_version_is_printed_alone() {
+    assert_eq!(printed("-V"), concat!("loopvisor ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(printed("-version"), printed("-V"));
+}
+
+/// The command line that asks for `spec`.
+fn typed(spec: &VmSpec) -> Vec<OsString> {
+    let on = |yes| if yes { "on" } else { "off" };
+    let mut words: Vec<String> = vec!["-kernel".into(), spec.kernel.display().to_string()];
+    let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+    add("-name", spec.name.clone());
+    add("-smp", spec.cpus.to_string());
+    add("-m", spec.memory_bytes.to_string());
+    let (dumped, shared) = (on(spec.dump_guest_core), on(spec.mem_share));
+    add("-machine", format!("microvm,dump-guest-core={dumped},mem-share={shared}"));
+    add("-append", spec.append.clone());
+    for iothread in &spec.iothreads {
+        add("-iothread", format!("id={}", iothread.id));
+    }
+    for drive in &spec.drives {
+        let mut text = format!("id={},file={}", drive.id, drive.file.display());
+        text += &format!(",readonly={}", on(drive.access == Access::ReadOnly));
+        text += &format!(",direct={}", on(drive.cache == Cache::Direct));
+        text += &drive.serial.iter().map(|serial| format!(",serial={serial}")).collect::<String>();
+        text += &drive.iothread.iter().map(|iothread| format!(",iothread={iothread}")).collect::<String>();
+        text += match drive.aio {
+            Aio::Auto => "",
+            Aio::IoUring => ",aio=io_uring",
+            Aio::Threads => ",aio=threads",
+        };
+        add("-drive", text);
+    }
+    if spec.freeze {
+        words.push("-S".into());
+    }
+    words.into_iter().map(OsString::from).collect()
+}
+
+prop_compose! {
+    fn drives(iothreads: usize)(
+        drives in prop::collection::vec(
+            (any::<[bool; 2]>(), prop::option::of("[^,]{1,5}"), prop::option::of(0..iothreads.max(1)), 0..3_usize), 0..11)
+    ) -> Vec<DriveSpec> {
+        drives.into_iter().enumerate().map(|(n, ([read_only, direct], serial, iothread, aio))| DriveSpec {
+            access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
+            cache: if direct { Cache::Direct } else { Cache::Buffered },
+            serial,
+            iothread: iothread.filter(|_| iothreads > 0).map(|n| format!("io{n}")),
+            aio: [Aio::Auto, Aio::IoUring, Aio::Threads][aio],
+            ..DriveSpec::new(format!("d{n}"), format!("/{n}.img"))
+        }).collect()
+    }
+}
+
+prop_compose! {
+    fn machine()(iothreads in 0..8_usize)(
+        name in "[^-].{0,20}",
+        cpus in 1..=254_u8,
+        mib in 16..=524_288_u64,
+        flags in any::<[bool; 3]>(),
+        append in "([^- ][^ ]{0,9}( [^ ]{1,9}){0,4})?",
+        iothreads in Just(iothreads),
+        drives in drives(iothreads),
+    ) -> VmSpec {
+        let [dump_guest_core, mem_share, freeze] = flags;
+        let iothreads = (0..iothreads).map(|n| IothreadSpec { id: format!("io{n}") }).collect();
+        let memory_bytes = mib << 20;
+        VmSpec { name, cpus, memory_bytes, dump_guest_core, mem_share, append, drives, iothreads, freeze,
+            ..VmSpec::new("vmlinux") }
+    }
+}
+
+/// A word that is likely to reach far into the parser.
+fn word() -> impl Strategy<Value = Vec<u8>> {
+    let known = ["-kernel", "-drive", "-m", "-smp", "-D", "-append", "-qmp", "-machine", "id=a,file=b", "unix:/s", "1"];
+    prop_oneof![
+        prop::sample::select(known.to_vec()).prop_map(|word| word.as_bytes().to_vec()),
+        prop::collection::vec(prop::sample::select(b"-=,idfile0G\xff ".to_vec()), 0..12),
+        any::<Vec<u8>>(),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_spec_typed_and_parsed_is_the_same_spec(spec in machine()) {
+        prop_assert_eq!(parse(typed(&spec)).unwrap(), Command::Run(Box::new(spec)));
+    }
+
+    #[test]
+    fn no_words_make_the_parser_panic_and_every_refusal_is_the_users_mistake(
+        words in prop::collection::vec(word(), 0..12)
+    ) {
+        if let Err(error) = parse(words.into_iter().map(OsString::from_vec)) {
+            prop_assert_eq!(error.exit_code(), 2);
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The rules between the parts of a machine: what no single option can be wrong about.
+//!
+//! They hold for every spelling of a machine and are checked before anything is started. Whether the host can give
+//! what is asked (a file, memory, KVM) is not known here. Main thread.
+
+use std::collections::HashSet;
+
+use super::spec::{Access, MAX_IOTHREADS, MAX_VIRTIO_DEVICES, SerialSpec, VmSpec};
+use crate::error::{Error, Result};
+
+impl VmSpec {
+    /// Refuses a machine whose parts contradict each other.
+    ///
+    /// # Errors
+    ///
+    /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
+    /// id used twice, an iothread nobody made, a file written by two drives, one socket twice, a background monitor
+    /// with a serial port on the terminal it has left.
+    pub fn check(&self) -> Result<()> {
+        self.check_iothreads()?;
+        self.check_drives()?;
+        let mut sockets = HashSet::new();
+        if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
+            let path = path.display();
+            return Err(Error::usage(format!(
+                "-qmp unix:{path}: -qmp or -api-channel has this socket already; accepted: another path"
+            )));
+        }
+        if self.daemonize && self.serial == SerialSpec::Stdio {
+            return Err(Error::usage(
+                "-serial stdio: with -daemonize there is no standard input and output; accepted: one of the two",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_iothreads(&self) -> Result<()> {
+        if let Some(ninth) = self.iothreads.get(MAX_IOTHREADS) {
+            return Err(Error::usage(format!(
+                "-iothread id={}: one iothread too many; accepted: at most {MAX_IOTHREADS} (rule D1.2), and several \
+                 drives may share one",
+                ninth.id
+            )));
+        }
+        let mut ids = HashSet::new();
+        if let Some(twice) = self.iothreads.iter().find(|iothread| !ids.insert(&iothread.id)) {
+            return Err(Error::usage(format!(
+                "-iothread id={}: another iothread has this id; accepted: an id of its own",
+                twice.id
+            )));
+        }
+        Ok(())
+    }
+
+    fn check_drives(&self) -> Result<()> {
+        if let Some(twelfth) = self.drives.get(MAX_VIRTIO_DEVICES) {
+            return Err(Error::usage(format!(
+                "-drive id={}: one virtio device too many; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds \
+                 together, an interrupt line each (rule D3.4)",
+                twelfth.id
+            )));
+        }
+        for (place, drive) in self.drives.iter().enumerate() {
+            let earlier = &self.drives[..place];
+            if earlier.iter().any(|other| other.id == drive.id) {
+                return Err(Error::usage(format!(
+                    "-drive id={}: another drive has this id; accepted: an id of its own",
+                    drive.id
+                )));
+            }
+            let writes = |access| access == Access::ReadWrite;
+            let shared = earlier.iter().find(|other| other.file == drive.file);
+            if let Some(other) = shared.filter(|other| writes(other.access) || writes(drive.access)) {
+                return Err(Error::usage(format!(
+                    "-drive id={},file={}: drive {:?} has this file, and one of them may write; \
+                     accepted: another file, or readonly=on for both",
+                    drive.id,
+                    drive.file.display(),
+                    other.id
+                )));
+            }
+            self.check_iothread_of(&drive.id, drive.iothread.as_deref())?;
+        }
+        Ok(())
+    }
+
+    /// Rules D1.6 and D1.8: a device names one iothread, which exists.
+    fn check_iothread_of(&self, drive: &str, iothread: Option<&str>) -> Result<()> {
+        let Some(wanted) = iothread else { return Ok(()) };
+        if self.iothreads.iter().any(|iothread| iothread.id == wanted) {
+            return Ok(());
+        }
+        let ids: Vec<&str> = self.iothreads.iter().map(|iothread| iothread.id.as_str()).collect();
+        let accepted = if ids.is_empty() { format!("with -iothread id={wanted}") } else { ids.join(", ") };
+        Err(Error::usage(format!("-drive id={drive},iothread={wanted}: no such iothread; accepted: {accepted}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spec::{DriveSpec, IothreadSpec};
+    use super::*;
+
+    fn with_drives(drives: impl IntoIterator<Item = DriveSpec>) -> VmSpec {
+        VmSpec { drives: drives.into_iter().collect(), ..VmSpec::new("vmlinux") }
+    }
+
+    fn with_iothreads(ids: impl IntoIterator<Item = String>) -> VmSpec {
+        let iothreads = ids.into_iter().map(|id| IothreadSpec { id }).collect();
+        VmSpec { iothreads, ..VmSpec::new("vmlinux") }
+    }
+
+    fn read_only(id: &str, file: &str) -> DriveSpec {
+        DriveSpec { access: Access::ReadOnly, ..DriveSpec::new(id, file) }
+    }
+
+    fn refusal(spec: &VmSpec) -> String {
+        let error = spec.check().expect_err("is refused");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn rule_d1_2_eight_iothreads_are_accepted_and_the_ninth_is_refused() {
+        with_iothreads((0..8).map(|n| format!("io{n}"))).check().unwrap();
+        let refused = refusal(&with_iothreads((0..9).map(|n| format!("io{n}"))));
+        assert!(refused.starts_with("-iothread id=io8: ") && refused.contains("rule D1.2"), "{refused}");
+    }
+
+    #[test]
+    fn two_iothreads_of_one_id_are_refused_and_ids_alike_in_fifteen_bytes_are_not() {
+        assert!(refusal(&with_iothreads(["a".into(), "a".into()])).starts_with("-iothread id=a: "));
+        with_iothreads(["an-iothread-long1".into(), "an-iothread-long2".into()]).check().unwrap();
+    }
+
+    #[test]
+    fn rule_d3_4_eleven_drives_are_accepted_and_the_twelfth_device_is_refused() {
+        let drives = |count| (0..count).map(|n| DriveSpec::new(format!("d{n}"), format!("{n}.img")));
+        with_drives(drives(11)).check().unwrap();
+        let refused = refusal(&with_drives(drives(12)));
+        assert!(refused.starts_with("-drive id=d11: ") && refused.contains("rule D3.4"), "{refused}");
+    }
+
+    #[test]
+    fn rule_d1_6_several_drives_may_share_an_iothread() {
+        let on = |id: &str| DriveSpec { iothread: Some("io".into()), ..DriveSpec::new(id, id) };
+        VmSpec { drives: vec![on("a"), on("b")], ..with_iothreads(["io".into()]) }.check().unwrap();
+    }
+
+    #[test]
+    fn rule_d1_8_a_drive_on_an_iothread_nobody_made_is_refused_with_those_there_are() {
+        let drives = vec![DriveSpec { iothread: Some("io9".into()), ..DriveSpec::new("a", "a.img") }];
+        let mut spec = VmSpec { drives, ..with_iothreads(["io0".into(), "io1".into()]) };
+        assert_eq!(refusal(&spec), "-drive id=a,iothread=io9: no such iothread; accepted: io0, io1");
+        spec.iothreads.clear();
+        assert_eq!(refusal(&spec), "-drive id=a,iothread=io9: no such iothread; accepted: with -iothread id=io9");
+    }
+
+    #[test]
+    fn two_drives_of_one_id_are_refused() {
+        let spec = with_drives([DriveSpec::new("a", "1.img"), DriveSpec::new("a", "2.img")]);
+        assert!(refusal(&spec).starts_with("-drive id=a: another drive has this id"));
+    }
+
+    #[test]
+    fn one_file_serves_two_drives_only_if_nobody_writes() {
+        with_drives([read_only("a", "x.img"), read_only("b", "x.img")]).check().unwrap();
+        for drives in [
+            [DriveSpec::new("a", "x.img"), DriveSpec::new("b", "x.img")],
+            [read_only("a", "x.img"), DriveSpec::new("b", "x.img")],
+            [DriveSpec::new("a", "x.img"), read_only("b", "x.img")],
+        ] {
+            assert!(refusal(&with_drives(drives)).starts_with("-drive id=b,file=x.img: drive \"a\" has this file"));
+        }
+    }
+
+    #[test]
+    fn one_socket_twice_is_refused() {
+        let spec = VmSpec { qmp: vec!["/s".into(), "/s".into()], ..VmSpec::new("vmlinux") };
+        assert!(refusal(&spec).starts_with("-qmp unix:/s: "));
+    }
+
+    #[test]
+    fn a_serial_port_on_the_terminal_and_a_background_monitor_exclude_each_other() {
+        let mut spec = VmSpec { serial: SerialSpec::Stdio, daemonize: true, ..VmSpec::new("vmlinux") };
+        assert!(refusal(&spec).starts_with("-serial stdio: "));
+        spec.serial = SerialSpec::None;
+        spec.check().unwrap();
+    }
+}

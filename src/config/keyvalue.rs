@@ -1,0 +1,216 @@
+//! `KeyValues`: the text `key=value,key=value` that most options take.
+//!
+//! It knows how such a text is written and which keys an option has; what a value means is the caller's. Pure
+//! functions over text, on the main thread before anything is started.
+
+use crate::error::{Error, Result};
+
+/// The pairs of one option's text, in the order written.
+#[derive(Debug)]
+pub struct KeyValues<'a> {
+    option: &'a str,
+    text: &'a str,
+    pairs: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> KeyValues<'a> {
+    /// Splits `text`, the value given to `option`, at its commas and each item at its first `=`.
+    ///
+    /// `keys` are all the keys the option has. `bare` says what an item without `=` stands for: it gets the item's
+    /// place (from 0) and the item, and `None` refuses it. An empty item, key or value, an unknown key and a key given
+    /// twice are errors.
+    pub fn read(
+        option: &'a str,
+        text: &'a str,
+        keys: &[&str],
+        bare: impl Fn(usize, &'a str) -> Option<(&'a str, &'a str)>,
+    ) -> Result<Self> {
+        let accepted = keys.join(", ");
+        let mut read = KeyValues { option, text, pairs: Vec::new() };
+        for (place, item) in text.split(',').enumerate() {
+            if item.is_empty() {
+                return Err(read.mistake("nothing stands before, after or between the commas; accepted: key=value"));
+            }
+            let Some((key, value)) = item.split_once('=').or_else(|| bare(place, item)) else {
+                return Err(read.mistake(format!("{item:?} is not key=value; accepted keys: {accepted}")));
+            };
+            if !keys.contains(&key) {
+                let hint = near(key, keys).map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
+                return Err(read.mistake(format!("unknown key {key:?}{hint}; accepted keys: {accepted}")));
+            }
+            if value.is_empty() {
+                return Err(read.mistake(format!("the value of {key:?} is missing; accepted: {key}=value")));
+            }
+            if read.raw(key).is_some() {
+                return Err(read.mistake(format!("key {key:?} is given twice; accepted: once")));
+            }
+            read.pairs.push((key, value));
+        }
+        Ok(read)
+    }
+
+    /// The value of `key` as `parse` reads it, or `None` when the key was not given.
+    ///
+    /// `accepted` describes every value that `parse` takes, for the error when it takes this one not.
+    pub fn get<T>(&self, key: &str, accepted: &str, parse: impl FnOnce(&'a str) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.raw(key) else { return Ok(None) };
+        match parse(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(self.mistake(format!("{value:?} is no value of {key:?}; accepted: {accepted}"))),
+        }
+    }
+
+    /// Like [`KeyValues::get`], for a key that may not be left out.
+    pub fn require<T>(&self, key: &str, accepted: &str, parse: impl FnOnce(&'a str) -> Option<T>) -> Result<T> {
+        self.get(key, accepted, parse)?
+            .ok_or_else(|| self.mistake(format!("key {key:?} is missing; accepted: {key}={accepted}")))
+    }
+
+    /// The yes or no of `key`: true, on, yes, false, off, no, in lower case.
+    pub fn get_bool(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key, "on, yes, true, off, no, false", |value| match value {
+            "on" | "yes" | "true" => Some(true),
+            "off" | "no" | "false" => Some(false),
+            _ => None,
+        })
+    }
+
+    /// An error about this text: the option and the text as typed, then `sentence`.
+    pub fn mistake(&self, sentence: impl AsRef<str>) -> Error {
+        Error::usage(format!("{} {}: {}", self.option, self.text, sentence.as_ref()))
+    }
+
+    fn raw(&self, key: &str) -> Option<&'a str> {
+        self.pairs.iter().find(|pair| pair.0 == key).map(|pair| pair.1)
+    }
+}
+
+/// The number that `text` writes in decimal digits, and nothing else (no sign, no blank).
+pub fn decimal(text: &str) -> Option<u64> {
+    // `parse` alone would take "+4".
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// The word of `accepted` that `word` is most likely a slip of: at most two letters wrong, missing or too many.
+pub fn near<'w>(word: &str, accepted: &[&'w str]) -> Option<&'w str> {
+    accepted
+        .iter()
+        .map(|candidate| (edits(word, candidate), *candidate))
+        .filter(|(edits, candidate)| *edits <= 2 && 2 * edits <= candidate.len())
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, candidate)| candidate)
+}
+
+/// How many letters have to be changed, added or removed to make `from` into `to` (the Levenshtein distance).
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.chars().enumerate() {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.chars().count()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEYS: [&str; 3] = ["id", "file", "readonly"];
+
+    fn read(text: &str) -> Result<KeyValues<'_>> {
+        KeyValues::read("-drive", text, &KEYS, |place, item| (place == 0).then_some(("id", item)))
+    }
+
+    fn refusal(text: &str) -> String {
+        read(text).expect_err("is refused").to_string()
+    }
+
+    #[test]
+    fn a_value_is_split_from_its_key_at_the_first_equals_sign_only() {
+        let pairs = read("file=/dev/disk/by-uuid=7,id=a").unwrap();
+        assert_eq!(pairs.get("file", "FILE", Some).unwrap(), Some("/dev/disk/by-uuid=7"));
+        assert_eq!(pairs.get("readonly", "", Some).unwrap(), None);
+    }
+
+    #[test]
+    fn an_item_without_equals_sign_stands_for_what_the_option_says_or_is_refused() {
+        assert_eq!(read("a,file=b").unwrap().require("id", "ID", Some).unwrap(), "a");
+        assert_eq!(refusal("id=a,b"), "-drive id=a,b: \"b\" is not key=value; accepted keys: id, file, readonly");
+        assert!(refusal("a,id=b").contains("key \"id\" is given twice"));
+    }
+
+    #[test]
+    fn a_stray_comma_and_an_empty_key_or_value_are_refused() {
+        for text in ["", ",", ",id=a", "id=a,", "id=a,,file=b"] {
+            assert!(refusal(text).contains("before, after or between the commas"), "{text}");
+        }
+        assert!(refusal("=a").contains("unknown key \"\""));
+        assert_eq!(refusal("id=,file=a"), "-drive id=,file=a: the value of \"id\" is missing; accepted: id=value");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_and_with_all_keys() {
+        assert_eq!(
+            refusal("id=a,fiel=b"),
+            "-drive id=a,fiel=b: unknown key \"fiel\" (did you mean \"file\"?); accepted keys: id, file, readonly"
+        );
+        assert!(refusal("ID=a").contains("unknown key \"ID\""));
+    }
+
+    #[test]
+    fn a_missing_key_and_a_value_that_does_not_parse_say_what_would_be_accepted() {
+        let pairs = read("id=a").unwrap();
+        assert_eq!(
+            pairs.require("file", "FILE", Some).unwrap_err().to_string(),
+            "-drive id=a: key \"file\" is missing; accepted: file=FILE"
+        );
+        assert_eq!(
+            read("readonly=On").unwrap().get_bool("readonly").unwrap_err().to_string(),
+            "-drive readonly=On: \"On\" is no value of \"readonly\"; accepted: on, yes, true, off, no, false"
+        );
+    }
+
+    #[test]
+    fn booleans_are_the_six_lower_case_words() {
+        for (word, meaning) in [("on", true), ("yes", true), ("true", true), ("off", false), ("no", false)] {
+            let text = format!("readonly={word}");
+            assert_eq!(read(&text).unwrap().get_bool("readonly").unwrap(), Some(meaning));
+        }
+        assert_eq!(read("readonly=false").unwrap().get_bool("readonly").unwrap(), Some(false));
+    }
+
+    #[test]
+    fn a_number_is_digits_and_nothing_else() {
+        assert_eq!(decimal("18446744073709551615"), Some(u64::MAX));
+        for text in ["", "+4", "-4", " 4", "4 ", "0x4", "18446744073709551616", "٤"] {
+            assert_eq!(decimal(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_near_word_is_two_slips_away_at_most() {
+        assert_eq!(near("kenrel", &["kernel", "initrd"]), Some("kernel"));
+        assert_eq!(near("n", &["m"]), None);
+        assert_eq!(near("daemon", &["daemonize"]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in any::<String>()) {
+            let _ = read(&text);
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(id in "[^,]{1,20}", file in "[^,]{1,20}") {
+            let text = format!("file={file},id={id}");
+            let pairs = read(&text).unwrap();
+            prop_assert_eq!(pairs.require("id", "", Some).unwrap(), &id);
+            prop_assert_eq!(pairs.require("file", "", Some).unwrap(), &file);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What the value of each option means: its text in, its part of a [`VmSpec`] out.
+//!
+//! Every function takes the value as typed and refuses what it does not understand; none looks at the host or at
+//! another option (that is `check`). Main thread, before anything is started.
+
+use std::path::PathBuf;
+
+use super::keyvalue::{KeyValues, decimal};
+use super::spec::{
+    Access, Aio, Cache, DriveSpec, IothreadSpec, MAX_CPUS, MAX_MEMORY_BYTES, MAX_NAME_CHARS, MAX_PATH_BYTES,
+    MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MIN_MEMORY_BYTES, SerialSpec, VmSpec,
+};
+use crate::error::{Error, Result};
+
+const MIB: u64 = 1 << 20;
+
+/// `-name TEXT`.
+pub fn name(text: &str) -> Result<String> {
+    short_text(text).ok_or_else(|| {
+        let length = text.chars().count();
+        Error::usage(format!("-name: the name has {length} characters; accepted: 1 to {MAX_NAME_CHARS}"))
+    })
+}
+
+/// `-machine [type=]microvm[,dump-guest-core=on|off][,mem-share=on|off]`, written into `spec`.
+pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
+    let keys = ["type", "dump-guest-core", "mem-share"];
+    let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
+    pairs.get("type", "microvm", |name| name.eq_ignore_ascii_case("microvm").then_some(()))?;
+    if let Some(dumped) = pairs.get_bool("dump-guest-core")? {
+        spec.dump_guest_core = dumped;
+    }
+    if let Some(shared) = pairs.get_bool("mem-share")? {
+        spec.mem_share = shared;
+    }
+    Ok(())
+}
+
+/// `-smp [cpus=]N`.
+pub fn cpus(text: &str) -> Result<u8> {
+    let pairs = KeyValues::read("-smp", text, &["cpus"], |place, item| (place == 0).then_some(("cpus", item)))?;
+    pairs.require("cpus", &format!("a number from 1 to {MAX_CPUS}"), |count| {
+        let count = u8::try_from(decimal(count)?).ok()?;
+        (1..=MAX_CPUS).contains(&count).then_some(count)
+    })
+}
+
+/// `-m [size=]N[m|M|MiB|g|G|GiB]`, in bytes.
+pub fn memory_bytes(text: &str) -> Result<u64> {
+    let pairs = KeyValues::read("-m", text, &["size"], |place, item| (place == 0).then_some(("size", item)))?;
+    let accepted = "16M to 512G in whole MiB, written 512 or 512M (MiB), 2G (GiB), \
+                    or in bytes from 1048576 up without a unit";
+    pairs.require("size", accepted, |size| {
+        let (number, unit) = size.split_at(size.find(|c: char| !c.is_ascii_digit()).unwrap_or(size.len()));
+        let number = decimal(number)?;
+        let unit_bytes = match unit {
+            // The original's early versions count bytes, the later ones MiB: no sensible size is both.
+            "" if number >= MIB => 1,
+            "" | "m" | "M" | "MiB" => MIB,
+            "g" | "G" | "GiB" => 1 << 30,
+            _ => return None,
+        };
+        let bytes = number.checked_mul(unit_bytes)?;
+        ((MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) && bytes % MIB == 0).then_some(bytes)
+    })
+}
+
+/// `-drive id=,file=,...`.
+pub fn drive(text: &str) -> Result<DriveSpec> {
+    let keys = ["id", "file", "readonly", "direct", "serial", "iothread", "aio", "format", "if"];
+    let pairs = KeyValues::read("-drive", text, &keys, |_, _| None)?;
+    let mut drive = DriveSpec::new(
+        pairs.require("id", "NAME (1 to 255 characters)", short_text)?,
+        pairs.require("file", "FILE (at most 4095 bytes)", file_path)?,
+    );
+    if pairs.get_bool("readonly")? == Some(true) {
+        drive.access = Access::ReadOnly;
+    }
+    if pairs.get_bool("direct")? == Some(false) {
+        drive.cache = Cache::Buffered;
+    }
+    drive.serial = pairs.get("serial", "text of at most 20 bytes", |serial| {
+        (serial.len() <= MAX_SERIAL_BYTES).then(|| serial.to_owned())
+    })?;
+    drive.iothread = pairs.get("iothread", "the id of an -iothread", short_text)?;
+    let aio = pairs.get("aio", "io_uring, threads, native", |aio| match aio {
+        "io_uring" => Some(Aio::IoUring),
+        "threads" => Some(Aio::Threads),
+        // The original's word for asynchronous I/O in the kernel, whatever its interface.
+        "native" => Some(Aio::Auto),
+        _ => None,
+    })?;
+    drive.aio = aio.unwrap_or(drive.aio);
+    // Both say what is so anyway; later versions of the original write them.
+    pairs.get("format", "raw", |format| (format == "raw").then_some(()))?;
+    pairs.get("if", "none", |interface| (interface == "none").then_some(()))?;
+    Ok(drive)
+}
+
+/// `-iothread id=NAME` (rule D1.7).
+pub fn iothread(text: &str) -> Result<IothreadSpec> {
+    let pairs = KeyValues::read("-iothread", text, &["id"], |_, _| None)?;
+    Ok(IothreadSpec { id: pairs.require("id", "NAME (1 to 255 characters)", short_text)? })
+}
+
+/// `-serial stdio`.
+pub fn serial(text: &str) -> Result<SerialSpec> {
+    match text {
+        "stdio" => Ok(SerialSpec::Stdio),
+        _ => Err(Error::usage(format!("-serial {text}: {text:?} is not accepted; accepted: stdio"))),
+    }
+}
+
+/// `-qmp unix:PATH,server[,nowait]`.
+///
+/// The monitor always listens and never waits for a client; `server` says the first and may not be left out, because
+/// without it the same words ask others to connect to PATH.
+pub fn qmp(text: &str) -> Result<PathBuf> {
+    let (path, listens) = socket("-qmp", text)?;
+    if !listens {
+        return Err(Error::usage(format!(
+            "-qmp {text}: the word \"server\" is missing, and connecting to a socket is not supported; \
+             accepted: unix:PATH,server,nowait"
+        )));
+    }
+    Ok(path)
+}
+
+/// `-api-channel unix:PATH[,server][,nowait]`.
+pub fn api_channel(text: &str) -> Result<PathBuf> {
+    socket("-api-channel", text).map(|(path, _)| path)
+}
+
+/// The path of a file for `option` that takes nothing else.
+pub fn file(option: &str, text: &str) -> Result<PathBuf> {
+    file_path(text).ok_or_else(|| {
+        let length = text.len();
+        Error::usage(format!("{option}: the path has {length} bytes; accepted: 1 to {MAX_PATH_BYTES}"))
+    })
+}
+
+/// The path of a Unix socket, and whether the word `server` stands behind it.
+fn socket(option: &str, text: &str) -> Result<(PathBuf, bool)> {
+    let (address, words) = text.split_once(',').map_or((text, None), |(address, words)| (address, Some(words)));
+    let Some(path) = address.strip_prefix("unix:") else {
+        return Err(Error::usage(format!(
+            "{option} {text}: {address:?} is not the address of a Unix socket; accepted: unix:PATH,server,nowait"
+        )));
+    };
+    if path.is_empty() || path.len() > MAX_SOCKET_PATH_BYTES {
+        let length = path.len();
+        return Err(Error::usage(format!(
+            "{option} {text}: the socket's path has {length} bytes; accepted: 1 to {MAX_SOCKET_PATH_BYTES}"
+        )));
+    }
+    let Some(words) = words else { return Ok((path.into(), false)) };
+    let pairs = KeyValues::read(option, words, &["server", "wait"], |_, word| match word {
+        "server" => Some(("server", "on")),
+        "nowait" => Some(("wait", "off")),
+        _ => None,
+    })?;
+    let listens = pairs.get("server", "on (the monitor listens)", |value| (value == "on").then_some(()))?;
+    pairs.get("wait", "off (the machine starts without a client)", |value| (value == "off").then_some(()))?;
+    Ok((path.into(), listens.is_some()))
+}
+
+fn short_text(text: &str) -> Option<String> {
+    (1..=MAX_NAME_CHARS).contains(&text.chars().count()).then(|| text.to_owned())
+}
+
+fn file_path(text: &str) -> Option<PathBuf> {
+    (1..=MAX_PATH_BYTES).contains(&text.len()).then(|| text.into())
+}
+
+#[cfg(test)]
+#[path = "options_test.rs"]
+mod tests;

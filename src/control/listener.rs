@@ -1,0 +1,119 @@
+//! A QMP socket: where clients connect.
+//!
+//! The socket's file belongs to this process: it is made with mode 0600, a dead one is replaced, one behind which
+//! somebody listens is left alone, and ours is removed at the end, if it is still ours. A handler of the main loop.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use log::warn;
+
+use super::run::Message;
+use super::session::Session;
+use crate::error::{Context, Error, Result};
+use crate::event::{Cx, Event, Flow, Handler, Interest, Sender};
+use crate::sys::socket;
+
+/// Clients of one socket at a time. More are let go at once: each costs descriptors and up to half a megabyte.
+const MAX_CLIENTS: usize = 32;
+
+/// One listening socket.
+pub struct Listener {
+    name: String,
+    path: PathBuf,
+    /// Device and inode of the file that was made, so that another's is never removed.
+    file: (u64, u64),
+    listener: UnixListener,
+    control: Sender<Message>,
+    tickets: Arc<()>,
+}
+
+impl Listener {
+    /// Makes the socket. Before any thread is started.
+    ///
+    /// # Errors
+    /// The path is taken by a live socket or by something else, or its folder does not let us.
+    pub fn bind(path: &Path, control: Sender<Message>) -> Result<Self> {
+        let name = format!("QMP socket {}", path.display());
+        let listener = listen(path).map_err(|e| Error::host(name.clone()).because(e))?;
+        let file = fs::symlink_metadata(path).context(|| name.clone())?;
+        listener.set_nonblocking(true).context(|| name.clone())?;
+        let file = (file.dev(), file.ino());
+        Ok(Listener { name, path: path.to_path_buf(), file, listener, control, tickets: Arc::new(()) })
+    }
+}
+
+fn listen(path: &Path) -> Result<UnixListener> {
+    match socket::listen_private(path) {
+        Err(e) if e.kind() == ErrorKind::AddrInUse => {}
+        listener => return Ok(listener?),
+    }
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(Error::host("the path exists and is no socket: choose another or remove it"));
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(Error::host("another process listens there: end it, or choose another path")),
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+            // Left behind by a process that was killed.
+            fs::remove_file(path)?;
+            Ok(socket::listen_private(path)?)
+        }
+        Err(e) => Err(Error::host("the socket that exists there cannot be asked who listens").because(e)),
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(e: io::Error) -> Self {
+        Error::host(e.to_string())
+    }
+}
+
+impl Handler for Listener {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
+        cx.watch(&self.listener, Interest::READ, 0)?;
+        Ok(())
+    }
+
+    /// Takes one client a call; while more are waiting the socket stays ready.
+    fn ready(&mut self, _event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                if e.kind() != ErrorKind::WouldBlock {
+                    warn!("{}: accept a client: {e}", self.name);
+                }
+                return Ok(Flow::Idle);
+            }
+        };
+        if Arc::strong_count(&self.tickets) > MAX_CLIENTS {
+            warn!("{}: {MAX_CLIENTS} clients are connected; another was let go", self.name);
+            return Ok(Flow::Done);
+        }
+        let added = stream
+            .set_nonblocking(true)
+            .context(|| self.name.clone())
+            .and_then(|()| cx.add(Box::new(Session::new(stream, self.control.clone(), self.tickets.clone()))));
+        if let Err(e) = added {
+            // The client is let go; the next may have more luck.
+            warn!("{}: {e}", self.name);
+        }
+        Ok(Flow::Done)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file);
+        if ours && let Err(e) = fs::remove_file(&self.path) {
+            warn!("{}: remove: {e}", self.name);
+        }
+    }
+}

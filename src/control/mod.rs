@@ -1,0 +1,18 @@
+//! The control plane: everything that an operator, the guest's power button or a failing part has to say meets in
+//! [`Control`], on the main loop.
+//!
+//! `session` and `listener` carry QMP over Unix sockets; `console` carries the terminal; `signals` what the host sends
+//! to the process. None of them does any device's work.
+
+mod answers;
+mod console;
+mod listener;
+mod run;
+mod session;
+mod signals;
+
+pub use console::Console;
+pub use listener::Listener;
+pub use run::{Control, End, Message};
+pub use session::ToSession;
+pub use signals::Signals;

@@ -1,0 +1,164 @@
+//! One QMP client: its socket, and the conversation on it.
+//!
+//! A handler of the main loop, which finishes itself when the client is gone. The protocol is `qmp::session`'s; this
+//! moves bytes, passes commands to Control and brings its answers back. What a client does or does not do harms only
+//! itself: one request at a time is served, and one read's worth of input a turn. It never waits.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::run::Message;
+use crate::error::Result;
+use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver, Sender, channel};
+use crate::qmp;
+use crate::qmp::event::Timestamp;
+
+const STREAM: u32 = 0;
+const MAIL: u32 = 1;
+/// Bytes read at once.
+const READ_BYTES: usize = 8192;
+
+/// What Control tells a session.
+pub enum ToSession {
+    /// The answer to its command.
+    Answer(Result<Value>),
+    /// An event, and when it happened.
+    Event(qmp::event::Event, Timestamp),
+}
+
+/// One client.
+pub(super) struct Session {
+    stream: UnixStream,
+    protocol: qmp::session::Session,
+    control: Sender<Message>,
+    mail: Receiver<ToSession>,
+    address: Sender<ToSession>,
+    watch: Option<Key>,
+    /// The client will send nothing more.
+    ended: bool,
+    /// The loop watches the socket no more: both sides are closed, and what is left is read to its end.
+    hung_up: bool,
+    /// Counts the sessions of a listener by being held.
+    _ticket: Arc<()>,
+}
+
+impl Session {
+    /// A session on a connected, non-blocking socket.
+    pub fn new(stream: UnixStream, control: Sender<Message>, ticket: Arc<()>) -> Self {
+        let (address, mail) = channel();
+        Session {
+            stream,
+            protocol: qmp::session::Session::new(),
+            control,
+            mail,
+            address,
+            watch: None,
+            ended: false,
+            hung_up: false,
+            _ticket: ticket,
+        }
+    }
+
+    /// Reads once, if the protocol wants input. False when the connection is broken.
+    fn read(&mut self) -> bool {
+        if self.ended || !self.protocol.wants_input() {
+            return true;
+        }
+        let mut bytes = [0; READ_BYTES];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => self.ended = true,
+            Ok(count) => self.protocol.receive(&bytes[..count]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// Passes on what was read, up to a command whose answer is to come.
+    fn serve(&mut self) {
+        while let Some(command) = self.protocol.next_command() {
+            let address = self.address.clone();
+            let done = Done::posted(move |answer: std::result::Result<Result<Value>, _>| {
+                // Lost: Control is gone, and the program with it.
+                if let Ok(answer) = answer {
+                    let _ = address.send(ToSession::Answer(answer));
+                }
+            });
+            let _ = self.control.send(Message::Command(command, done));
+        }
+    }
+
+    /// Writes what the socket takes. False when the connection is broken.
+    fn write(&mut self) -> bool {
+        while !self.protocol.output().is_empty() {
+            match self.stream.write(self.protocol.output()) {
+                Ok(count) => self.protocol.sent(count),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// One round of reading, serving and writing. False when the session is over.
+    fn round(&mut self) -> bool {
+        if !self.read() {
+            return false;
+        }
+        self.serve();
+        if !self.write() {
+            return false;
+        }
+        // What was sent may have made room for a request that waited.
+        self.serve();
+        !(self.ended && self.protocol.is_idle())
+    }
+}
+
+impl Handler for Session {
+    fn name(&self) -> &str {
+        "QMP session"
+    }
+
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
+        self.watch = Some(cx.watch(&self.stream, Interest::READ, STREAM)?);
+        cx.listen(&self.mail, MAIL);
+        // Control lives as long as the loop.
+        let _ = self.control.send(Message::Joined(self.address.clone()));
+        self.write();
+        Ok(())
+    }
+
+    fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
+        self.hung_up |= event.tag == STREAM && event.is_hang_up();
+        while let Some(message) = self.mail.receive() {
+            match message {
+                ToSession::Answer(answer) => self.protocol.answer(answer),
+                ToSession::Event(event, at) => self.protocol.tell(&event, at),
+            }
+        }
+        if !self.round() {
+            cx.finish();
+            return Ok(Flow::Done);
+        }
+        if self.hung_up {
+            // Nobody reads any more. What was sent before is served to its end, a read a turn.
+            let waiting = self.ended || !self.protocol.wants_input();
+            return Ok(if waiting { Flow::Done } else { Flow::More });
+        }
+        let interest = match (!self.ended && self.protocol.wants_input(), !self.protocol.output().is_empty()) {
+            (true, true) => Interest::BOTH,
+            (true, false) => Interest::READ,
+            (false, true) => Interest::WRITE,
+            (false, false) => Interest::NONE,
+        };
+        if let Some(watch) = self.watch {
+            cx.set_interest(watch, interest)?;
+        }
+        Ok(Flow::Done)
+    }
+}

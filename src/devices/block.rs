@@ -1,0 +1,434 @@
+//! virtio-blk (virtio 1.2, section 5.2): chains to disk operations, their results to status bytes.
+//!
+//! The file behind it, asynchronous I/O and alignment are `disk`'s business; rings and interrupts the worker's. A
+//! chain that is well formed as a chain and not as a request is answered with VIRTIO_BLK_S_IOERR, or given back empty
+//! where it has no place for a status. Runs in the loop of the drive's iothread, or main's.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::disk::{Disk, Op, Segment, Submitted};
+use crate::error::{Context, Result};
+use crate::event::Cx;
+use crate::memory::GuestRam;
+use crate::sys::clock;
+use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict};
+
+/// Descriptors of the one queue: the original's number, and enough for any driver's depth.
+const QUEUE_SIZE: u16 = 256;
+/// Data segments in one request: a full queue less header and status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// The device's unit of addresses, whatever the block size (section 5.2.4).
+const SECTOR: u64 = 512;
+const HEADER_BYTES: usize = 16;
+/// What the driver reads as the serial number (section 5.2.6).
+const ID_BYTES: usize = 20;
+/// Sectors in one discard or write-zeroes: 2 GiB, so that one request does not hold a disk for minutes.
+const UNMAP_SECTORS: u32 = 1 << 22;
+
+/// Kinds of request that are counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// VIRTIO_BLK_T_IN
+    Read,
+    /// VIRTIO_BLK_T_OUT
+    Write,
+    /// VIRTIO_BLK_T_FLUSH
+    Flush,
+    /// VIRTIO_BLK_T_DISCARD and VIRTIO_BLK_T_WRITE_ZEROES
+    Unmap,
+}
+
+/// What has been done since the drive was opened: written by the drive's thread alone, read by any (`query-blockstats`).
+/// The words of one reading may be a request apart.
+#[derive(Debug, Default)]
+pub struct BlockCounters {
+    /// Each kind's counts, indexed by [`Kind`].
+    pub kinds: [KindCounters; 4],
+    /// Requests taken from the guest and not given back.
+    pub in_flight: AtomicU64,
+}
+
+/// Counts of one kind of request.
+#[derive(Debug, Default)]
+pub struct KindCounters {
+    /// Finished with VIRTIO_BLK_S_OK.
+    pub operations: AtomicU64,
+    /// Bytes of those.
+    pub bytes: AtomicU64,
+    /// From the turn that took the request to its end, in nanoseconds, summed over those.
+    pub time_ns: AtomicU64,
+    /// Finished with an error of the host's.
+    pub failed: AtomicU64,
+    /// Refused because the guest asked for what cannot be.
+    pub invalid: AtomicU64,
+}
+
+/// Adds to a counter that only this thread writes: no locked instruction.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed) + n, Relaxed);
+}
+
+/// An operation the host refused, for the event BLOCK_IO_ERROR.
+#[derive(Debug)]
+pub struct IoFailure {
+    /// What was asked.
+    pub kind: Kind,
+    /// Why it was not done.
+    pub error: io::Error,
+}
+
+/// Where failures are told.
+pub type FailureReport = Box<dyn FnMut(IoFailure) + Send>;
+
+/// One drive.
+pub struct Block {
+    id: String,
+    serial: [u8; ID_BYTES],
+    disk: Disk,
+    segments: Vec<Segment>,
+    table: Table,
+}
+
+/// The requests that the disk has, by our own token and never by a number of the guest's, and how they end.
+struct Table {
+    ram: Arc<GuestRam>,
+    requests: Vec<Request>,
+    free: Vec<u32>,
+    counters: Arc<BlockCounters>,
+    log: FaultLog,
+    report: FailureReport,
+}
+
+#[derive(Clone, Copy)]
+struct Request {
+    queue: u16,
+    head: u16,
+    kind: Kind,
+    bytes: u32,
+    begin_ns: u64,
+    status: GuestAddress,
+}
+
+/// A chain read as a request: the header, and where its status goes.
+struct Header {
+    kind: u32,
+    sector: u64,
+    status: GuestAddress,
+}
+
+/// A request that does not go to the disk.
+enum Aside {
+    /// Answered with this status byte, behind so many bytes of data.
+    Answer(u32, u32),
+    /// One that the guest built wrongly: of which kind, and the status byte.
+    Invalid(Kind, u32),
+}
+
+/// What the disk is to do, of which kind it is counted, and its length in bytes.
+type Work<'a> = (Op<'a>, Kind, u32);
+
+impl Block {
+    /// A drive called `id` with the given serial number (cut at 20 bytes) on an opened disk. `report` is called at a
+    /// limited rate: a guest can read a bad sector as often as it likes.
+    pub fn new(id: &str, serial: &str, disk: Disk, ram: Arc<GuestRam>, report: FailureReport) -> Self {
+        let mut padded = [0; ID_BYTES];
+        for (to, from) in padded.iter_mut().zip(serial.bytes()) {
+            *to = from;
+        }
+        let none = Request { queue: 0, head: 0, kind: Kind::Read, bytes: 0, begin_ns: 0, status: GuestAddress(0) };
+        Block {
+            id: id.to_string(),
+            serial: padded,
+            disk,
+            segments: Vec::with_capacity(SEG_MAX as usize + 2),
+            table: Table {
+                ram,
+                requests: vec![none; usize::from(QUEUE_SIZE)],
+                free: (0..u32::from(QUEUE_SIZE)).rev().collect(),
+                counters: Arc::default(),
+                log: FaultLog::default(),
+                report,
+            },
+        }
+    }
+
+    /// The drive's counts, for whoever asks.
+    pub fn counters(&self) -> Arc<BlockCounters> {
+        self.table.counters.clone()
+    }
+}
+
+/// Translates one chain. What it borrows apart from the segments is free again when it is done.
+struct Translation<'s, 'd> {
+    segments: &'s mut Vec<Segment>,
+    table: &'d Table,
+    serial: &'d [u8],
+    capacity: u64,
+}
+
+impl<'s> Translation<'s, '_> {
+    /// Translates a request for the disk, or finds that it is none for it.
+    fn translate(mut self, header: &Header, chain: &Chain) -> std::result::Result<Work<'s>, Aside> {
+        let invalid = |kind| Aside::Invalid(kind, VIRTIO_BLK_S_IOERR);
+        match header.kind {
+            VIRTIO_BLK_T_IN => {
+                let (offset, bytes) = self.place(header.sector, chain.writable(), 0, 1).ok_or(invalid(Kind::Read))?;
+                Ok((Op::Read { offset, segments: self.segments }, Kind::Read, bytes))
+            }
+            VIRTIO_BLK_T_OUT => {
+                let (offset, bytes) =
+                    self.place(header.sector, chain.readable(), HEADER_BYTES, 0).ok_or(invalid(Kind::Write))?;
+                Ok((Op::Write { offset, segments: self.segments }, Kind::Write, bytes))
+            }
+            VIRTIO_BLK_T_FLUSH => Ok((Op::Flush, Kind::Flush, 0)),
+            VIRTIO_BLK_T_GET_ID => {
+                self.collect(chain.writable(), 0, 1).ok_or(invalid(Kind::Read))?;
+                let mut left = self.serial;
+                for segment in self.segments.iter() {
+                    let (now, later) = left.split_at(left.len().min(segment.len as usize));
+                    self.table.ram.write_slice(now, segment.addr).map_err(|_| invalid(Kind::Read))?;
+                    left = later;
+                }
+                Err(Aside::Answer(VIRTIO_BLK_S_OK, (ID_BYTES - left.len()) as u32))
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.translate_unmap(header.kind, chain.readable()),
+            _ => Err(Aside::Answer(VIRTIO_BLK_S_UNSUPP, 0)),
+        }
+    }
+
+    /// A discard or write-zeroes of one range, which is as many as `max_discard_seg` allows (section 5.2.6).
+    fn translate_unmap(&self, kind: u32, buffers: &[Buffer]) -> std::result::Result<Work<'s>, Aside> {
+        let invalid = |status| Aside::Invalid(Kind::Unmap, status);
+        let mut range = [0; HEADER_BYTES + 1];
+        if self.table.gather(buffers, HEADER_BYTES, &mut range) != HEADER_BYTES {
+            return Err(invalid(VIRTIO_BLK_S_IOERR));
+        }
+        let [sector, rest] = [word64(&range, 0), word64(&range, 8)];
+        let (sectors, flags) = (rest as u32, (rest >> 32) as u32);
+        let discard = kind == VIRTIO_BLK_T_DISCARD;
+        // Section 5.2.6.2: unknown flags, and unmap in a discard, are answered as unsupported.
+        if flags & !(if discard { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP }) != 0 {
+            return Err(invalid(VIRTIO_BLK_S_UNSUPP));
+        }
+        let len = u64::from(sectors) * SECTOR;
+        let offset = self.offset(sector, len).filter(|_| sectors <= UNMAP_SECTORS);
+        let offset = offset.ok_or(invalid(VIRTIO_BLK_S_IOERR))?;
+        let op = if discard {
+            Op::Discard { offset, len }
+        } else {
+            Op::WriteZeroes { offset, len, unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 }
+        };
+        Ok((op, Kind::Unmap, len.min(u32::MAX.into()) as u32))
+    }
+
+    /// Collects the data of a read or write in `self.segments`. Its offset and length in bytes, if they are whole
+    /// sectors on the disk.
+    fn place(&mut self, sector: u64, buffers: &[Buffer], skip: usize, cut: u32) -> Option<(u64, u32)> {
+        let bytes = self.collect(buffers, skip, cut)?;
+        Some((self.offset(sector, bytes.into())?, bytes))
+    }
+
+    /// Collects `buffers` in `self.segments`, without their first `skip` and last `cut` bytes. The number of bytes,
+    /// if it fits 32 bits.
+    fn collect(&mut self, buffers: &[Buffer], skip: usize, cut: u32) -> Option<u32> {
+        self.segments.clear();
+        let mut skip = skip as u32;
+        let mut total = 0u32;
+        for (i, buffer) in buffers.iter().enumerate() {
+            let skipped = skip.min(buffer.len);
+            skip -= skipped;
+            let cut = if i + 1 == buffers.len() { cut } else { 0 };
+            let len = (buffer.len - skipped).checked_sub(cut)?;
+            if len > 0 {
+                let addr = GuestAddress(buffer.address.0.checked_add(skipped.into())?);
+                self.segments.push(Segment { addr, len });
+                total = total.checked_add(len)?;
+            }
+        }
+        Some(total)
+    }
+
+    /// The byte offset of `sector`, if `bytes` from there on are whole sectors of the disk.
+    fn offset(&self, sector: u64, bytes: u64) -> Option<u64> {
+        let offset = sector.checked_mul(SECTOR)?;
+        let end = offset.checked_add(bytes)?;
+        (bytes.is_multiple_of(SECTOR) && end <= self.capacity).then_some(offset)
+    }
+}
+
+impl Table {
+    /// Reads the chain's header. None where there is none, or no place for a status.
+    fn header(&self, chain: &Chain) -> Option<Header> {
+        let last = chain.writable().last()?;
+        let status = last.address.0.checked_add(u64::from(last.len.checked_sub(1)?))?;
+        let mut header = [0; HEADER_BYTES];
+        let whole = self.gather(chain.readable(), 0, &mut header) == HEADER_BYTES;
+        whole.then(|| Header {
+            kind: word64(&header, 0) as u32,
+            sector: word64(&header, 8),
+            status: GuestAddress(status),
+        })
+    }
+
+    /// Copies what follows the first `skip` bytes of `buffers`. The number of bytes, which is less than asked for where
+    /// the buffers end early or leave guest memory.
+    fn gather(&self, buffers: &[Buffer], skip: usize, into: &mut [u8]) -> usize {
+        let (mut skip, mut have) = (skip as u64, 0);
+        for buffer in buffers {
+            let skipped = skip.min(buffer.len.into());
+            skip -= skipped;
+            let take = (into.len() - have).min((u64::from(buffer.len) - skipped) as usize);
+            let Some(from) = buffer.address.0.checked_add(skipped) else { break };
+            if self.ram.read_slice(&mut into[have..have + take], GuestAddress(from)).is_err() {
+                break;
+            }
+            have += take;
+        }
+        have
+    }
+
+    /// Writes the status and counts. Returns the head's queue, the head, and the bytes written into the chain.
+    fn finish(&mut self, token: u32, result: io::Result<()>, end_ns: u64) -> (u16, u16, u32) {
+        let request = self.requests[token as usize];
+        self.free.push(token);
+        let counts = &self.counters.kinds[request.kind as usize];
+        let len = match result {
+            Ok(()) => {
+                add(&counts.operations, 1);
+                add(&counts.bytes, request.bytes.into());
+                add(&counts.time_ns, end_ns.saturating_sub(request.begin_ns));
+                let read = if request.kind == Kind::Read { request.bytes } else { 0 };
+                self.answer(request.status, VIRTIO_BLK_S_OK, read)
+            }
+            Err(error) => {
+                // A segment outside guest memory, a change to a read-only disk: the guest's doing.
+                if matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EROFS)) {
+                    add(&counts.invalid, 1);
+                } else {
+                    add(&counts.failed, 1);
+                    if self.log.allows(end_ns) {
+                        (self.report)(IoFailure { kind: request.kind, error });
+                    }
+                }
+                self.answer(request.status, VIRTIO_BLK_S_IOERR, 0)
+            }
+        };
+        (request.queue, request.head, len)
+    }
+
+    /// Writes a status byte behind `data` bytes of data. The used length; zero where the status lies nowhere.
+    fn answer(&self, status: GuestAddress, value: u32, data: u32) -> u32 {
+        match self.ram.write_obj(value as u8, status) {
+            Ok(()) => data.saturating_add(1),
+            Err(_) => 0,
+        }
+    }
+}
+
+/// The little-endian 64-bit word at `at`, which the caller knows to be there.
+fn word64(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
+}
+
+impl Device for Block {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        let features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+        if self.disk.is_read_only() {
+            features | 1 << VIRTIO_BLK_F_RO
+        } else {
+            features | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    /// Section 5.2.4.
+    fn write_config(&self, page: &Page) {
+        let block = self.disk.block_size();
+        page.set_config(0, &self.disk.sectors().to_le_bytes());
+        page.set_config(12, &SEG_MAX.to_le_bytes());
+        page.set_config(20, &block.to_le_bytes());
+        page.set_config(34, &1u16.to_le_bytes());
+        page.set_config(36, &UNMAP_SECTORS.to_le_bytes());
+        page.set_config(40, &1u32.to_le_bytes());
+        page.set_config(44, &(block / SECTOR as u32).to_le_bytes());
+        page.set_config(48, &UNMAP_SECTORS.to_le_bytes());
+        page.set_config(52, &1u32.to_le_bytes());
+        page.set_config(56, &[1]);
+    }
+
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
+        let bell = self.disk.bell().try_clone().context(|| format!("drive \"{}\"", self.id))?;
+        cx.own(Box::new(bell), DEVICE_TAG)?;
+        Ok(())
+    }
+
+    fn activate(&mut self, _features: u64) {}
+
+    fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {
+        let Some(header) = self.table.header(chain) else {
+            self.table.log.warn(now_ns, &self.id, &"a request without a header, or without a place for its status");
+            return Verdict::Used(0);
+        };
+        // There are as many requests as heads, so there is always a free one.
+        let Some(token) = self.table.free.pop() else { return Verdict::Used(0) };
+        let Block { disk, table, segments, serial, .. } = self;
+        let translation = Translation { segments, table, serial, capacity: disk.sectors() * SECTOR };
+        let aside = match translation.translate(&header, chain) {
+            Ok((op, kind, bytes)) => {
+                let (queue, head, status) = (queue as u16, chain.head(), header.status);
+                table.requests[token as usize] = Request { queue, head, kind, bytes, begin_ns: now_ns, status };
+                return match disk.submit(op, token) {
+                    Submitted::Queued => Verdict::Pending,
+                    Submitted::Done(result) => Verdict::Used(table.finish(token, result, now_ns).2),
+                };
+            }
+            Err(aside) => aside,
+        };
+        self.table.free.push(token);
+        match aside {
+            Aside::Answer(status, data) => Verdict::Used(self.table.answer(header.status, status, data)),
+            Aside::Invalid(kind, status) => {
+                add(&self.table.counters.kinds[kind as usize].invalid, 1);
+                Verdict::Used(self.table.answer(header.status, status, 0))
+            }
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Completions<'_>) {
+        let table = &mut self.table;
+        let end_ns = clock::monotonic_ns();
+        self.disk.poll(|token, result| {
+            let (queue, head, len) = table.finish(token, result, end_ns);
+            completions.give_back(queue.into(), head, len);
+        });
+        table.counters.in_flight.store((table.requests.len() - table.free.len()) as u64, Relaxed);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.table.requests.len() - self.table.free.len()
+    }
+
+    fn config_written(&mut self, _page: &Page) {}
+}

@@ -1,0 +1,54 @@
+//! The advisory lock on a drive's file: one machine that writes, or any number that read.
+//!
+//! It is `flock(2)`, because `/proc/locks` then names the holder, and because it belongs to the open file: it goes away
+//! with the last descriptor, however the process ends. It keeps out only those who ask. Main thread, at open.
+
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::config::spec::Access;
+use crate::error::{Context, Error, Result};
+
+/// Locks the file, or says who has it.
+pub(super) fn take(file: &File, path: &Path, access: Access) -> Result<()> {
+    let result = match access {
+        Access::ReadOnly => file.try_lock_shared(),
+        Access::ReadWrite => file.try_lock(),
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(Error::host(format!("{path:?} is in use by {}", holder(file)))),
+        Err(TryLockError::Error(error)) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+            log::warn!("{path:?}: its file system has no locks; nothing keeps another machine from writing it");
+            Ok(())
+        }
+        Err(TryLockError::Error(error)) => Err(error).context(|| format!("lock {path:?}")),
+    }
+}
+
+/// Who holds a lock on the file, as far as this process may see.
+fn holder(file: &File) -> String {
+    let found = || {
+        let facts = file.metadata().ok()?;
+        let device = facts.dev();
+        let key = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), facts.ino());
+        let pid = pid_in(&fs::read_to_string("/proc/locks").ok()?, &key)?;
+        if pid == std::process::id() {
+            return Some("another drive of this machine".to_owned());
+        }
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        Some(format!("process {pid} ({})", name.trim_end()))
+    };
+    found().unwrap_or_else(|| "another process".to_owned())
+}
+
+/// The holder's process id, from the lines of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`.
+fn pid_in(locks: &str, key: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let is_flock = words.next()? == "FLOCK";
+        let pid = words.nth(2)?.parse().ok()?;
+        (is_flock && words.next()? == key).then_some(pid)
+    })
+}

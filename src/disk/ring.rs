@@ -1,0 +1,113 @@
+//! The engine of choice: io_uring, one small ring for each disk that has to wait.
+//!
+//! The ring is made by the thread that uses it (`IORING_SETUP_SINGLE_ISSUER`), and answers are put into it only when
+//! that thread enters the kernel (`IORING_SETUP_DEFER_TASKRUN`): an answer rings the bell instead of interrupting
+//! the loop. It is *not* used for what the page cache can answer at once: docs/disk.md has the figures.
+
+#![allow(unsafe_code)] // Pushing an entry hands addresses to the kernel.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::MAX_IN_FLIGHT;
+use super::engine::{Call, Engine, Work};
+use super::file::DiskFile;
+use crate::sys::io::{IoVec, MAX_IOVECS};
+
+/// One disk's ring. Dropping it waits for nothing: the kernel cancels what it can and lets the rest run out.
+pub(super) struct Ring {
+    ring: IoUring,
+    id: String,
+    /// Not registered with the ring: the kernel takes rings apart at leisure, and would keep the drive's lock meanwhile.
+    file: Arc<DiskFile>,
+    complained: bool,
+}
+
+/// Whether the kernel lets us have a ring.
+pub(super) fn probe() -> io::Result<()> {
+    IoUring::new(1).map(drop)
+}
+
+impl Ring {
+    /// A ring with room for every request, so that it is never full.
+    pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &EventFd) -> io::Result<Ring> {
+        let entries = MAX_IN_FLIGHT as u32;
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+        let ring = match builder.build(entries) {
+            // Linux before 6.1 does not know these flags.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
+            other => other?,
+        };
+        // Not `register_eventfd_async`: it stays silent for what an interrupt completes, which is all of direct I/O.
+        ring.submitter().register_eventfd(bell.as_raw_fd())?;
+        Ok(Ring { ring, id: id.to_owned(), file: Arc::clone(file), complained: false })
+    }
+
+    /// Whether an enter would do something.
+    fn has_work(&mut self) -> bool {
+        let queue = self.ring.submission();
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+}
+
+fn entry(call: Call, file: &DiskFile) -> squeue::Entry {
+    let fd = types::Fd(file.get(call.cached).as_raw_fd());
+    let ranges = |count: usize| count.min(MAX_IOVECS) as u32;
+    let entry = match call.work {
+        Work::Read { iov, count, offset } => {
+            opcode::Readv::new(fd, IoVec::as_raw(iov), ranges(count)).offset(offset).build()
+        }
+        Work::Write { iov, count, offset } => {
+            opcode::Writev::new(fd, IoVec::as_raw(iov), ranges(count)).offset(offset).build()
+        }
+        Work::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        Work::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build(),
+    };
+    // The kernel tries a call on this thread first, and goes on elsewhere if it would wait: unless the file system does
+    // not know how to say so (`prompt`), or there is a lot to copy, which direct I/O does not do.
+    let elsewhere = !file.prompt || call.long && !file.is_direct();
+    if elsewhere { entry.flags(squeue::Flags::ASYNC) } else { entry }
+}
+
+impl Engine for Ring {
+    fn queue(&mut self, id: u32, call: Call) {
+        let entry = entry(call, &self.file).user_data(u64::from(id));
+        // SAFETY: by the rule of `Call`, the addresses stay good until the answer.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            log::error!("drive \"{}\": more requests than the ring has room for", self.id);
+        }
+    }
+
+    fn push(&mut self) {
+        // What is answered while we are in the kernel is seen right behind, so the bell need not ring for it.
+        self.ring.completion().disable_eventfd();
+        if !self.has_work() {
+            return;
+        }
+        if let Err(error) = self.ring.submit()
+            && error.raw_os_error() != Some(libc::EINTR)
+            && !self.complained
+        {
+            // Short of memory: `rest` says that there is work, and the disk tries again with the loop's next turn.
+            self.complained = true;
+            log::warn!("drive \"{}\": io_uring_enter: {error}; trying again", self.id);
+        }
+    }
+
+    fn next(&mut self) -> Option<(u32, io::Result<usize>)> {
+        let entry = self.ring.completion().next()?;
+        let result = usize::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+        Some((entry.user_data() as u32, result))
+    }
+
+    fn rest(&mut self) -> bool {
+        // A locked instruction, so the kernel either sees the bell armed or we see what it has put down.
+        self.ring.completion().enable_eventfd();
+        !self.has_work() && self.ring.completion().is_empty()
+    }
+}

@@ -1,0 +1,172 @@
+//! From what the user asked for to a machine that is ready to run: memory, KVM, devices, kernel, vCPUs.
+//!
+//! What can be refused cheaply is tried first; the iothreads set up their devices while the kernel is being loaded.
+//! Nothing runs in the guest until [`Machine::start`]. Main thread.
+
+use std::sync::{Arc, Mutex};
+
+use super::board::Board;
+use super::inventory::{Drive, Inventory, Notice};
+use super::{acpi, boot, layout, mptable};
+use crate::bus::{Bus, Range};
+use crate::config::spec::{DriveSpec, SerialSpec, VmSpec};
+use crate::devices::block::{Block, IoFailure};
+use crate::devices::i8042::I8042;
+use crate::devices::power::Power;
+use crate::devices::serial::{Serial, SerialEvent};
+use crate::disk::Disk;
+use crate::error::{Context, Result};
+use crate::event::thread::LoopThread;
+use crate::event::{EventLoop, Sender};
+use crate::kvm::irq::Irq;
+use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
+use crate::kvm::vm::Vm;
+use crate::memory::{self, GuestRam};
+use crate::sys::stdio;
+
+/// A machine whose vCPUs have not been started.
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    buses: Buses,
+    notices: Sender<Notice>,
+    inventory: Inventory,
+    serial: Arc<Mutex<Serial>>,
+    lines: Vec<Irq>,
+    iothreads: Vec<LoopThread>,
+}
+
+/// The threads of a running machine, to be ended by the main thread once its loop has returned: first the vCPUs, of
+/// which one may be waiting for a device, then the iothreads, which answer it.
+pub struct Threads {
+    _vcpus: Arc<[VcpuHandle]>,
+    _iothreads: Vec<LoopThread>,
+    _lines: Vec<Irq>,
+}
+
+impl Machine {
+    /// Builds the machine of `spec`. Devices without an iothread go to `main`. The machine's threads speak through
+    /// `notices`, its serial port through `serial_events`.
+    ///
+    /// # Errors
+    /// Whatever the host refuses, with the part's name.
+    pub fn build(
+        spec: &VmSpec,
+        main: &mut EventLoop,
+        notices: Sender<Notice>,
+        serial_events: Sender<SerialEvent>,
+    ) -> Result<Machine> {
+        let ram = memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?;
+        let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
+        let vm = Arc::new(Vm::new(ram.clone())?);
+        let iothreads =
+            spec.iothreads.iter().map(|iothread| LoopThread::start(&iothread.id, || {})).collect::<Result<Vec<_>>>()?;
+        let mut board = Board::new(vm.clone());
+        let mut drives = Vec::with_capacity(disks.len());
+        for (drive, disk) in spec.drives.iter().zip(disks) {
+            let size_bytes = disk.sectors() * 512;
+            let block = block(drive, disk, &ram, &notices);
+            drives.push(Drive { spec: drive.clone(), size_bytes, counters: block.counters() });
+            let home = drive.iothread.as_ref().and_then(|id| iothreads.iter().find(|thread| thread.id() == id));
+            board.plug(block, home.map(LoopThread::remote), main)?;
+        }
+        let serial = serial(spec.serial, &vm, serial_events)?;
+        let pio = Bus::new(legacy(&serial, &notices))?;
+        let vcpus = prepare_vcpus(spec, &vm, &board)?;
+        let soldered = board.finish()?;
+        let inventory = Inventory {
+            name: spec.name.clone(),
+            vcpus: Arc::new([]),
+            workers: soldered.workers,
+            drives,
+            iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
+            main: main.remote(),
+        };
+        let buses = Buses { pio, mmio: Bus::new(soldered.mmio)? };
+        Ok(Machine { vcpus, buses, notices, inventory, serial, lines: soldered.lines, iothreads })
+    }
+
+    /// The serial port, for whoever feeds it.
+    pub fn serial(&self) -> &Arc<Mutex<Serial>> {
+        &self.serial
+    }
+
+    /// Starts the vCPUs: running, or `frozen` before their first instruction.
+    ///
+    /// # Errors
+    /// EAGAIN from the kernel's limit on threads.
+    pub fn start(mut self, frozen: bool) -> Result<(Inventory, Threads)> {
+        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        for vcpu in self.vcpus {
+            let notices = self.notices.clone();
+            let on_event = move |event| {
+                // A control plane that is gone is waiting for this thread to end.
+                let _ = notices.send(Notice::Vcpu(event));
+            };
+            vcpus.push(vcpu.start(self.buses.clone(), frozen, on_event)?);
+        }
+        self.inventory.vcpus = vcpus.into();
+        let threads = Threads { _vcpus: self.inventory.vcpus.clone(), _iothreads: self.iothreads, _lines: self.lines };
+        Ok((self.inventory, threads))
+    }
+}
+
+/// The device of one drive.
+fn block(drive: &DriveSpec, disk: Disk, ram: &Arc<GuestRam>, notices: &Sender<Notice>) -> Block {
+    let notices = notices.clone();
+    let id = drive.id.clone();
+    let report = Box::new(move |failure: IoFailure| {
+        // The control plane lives as long as the main loop.
+        let _ = notices.send(Notice::IoFailure(id.clone(), failure));
+    });
+    let serial = drive.serial.as_deref().unwrap_or(&drive.id);
+    Block::new(&drive.id, serial, disk, ram.clone(), report)
+}
+
+/// The serial port at its interrupt, connected as asked.
+fn serial(spec: SerialSpec, vm: &Arc<Vm>, events: Sender<SerialEvent>) -> Result<Arc<Mutex<Serial>>> {
+    let irq = Irq::new(vm, layout::SERIAL_IRQ)?;
+    let output = match spec {
+        SerialSpec::None => None,
+        SerialSpec::Stdio => Some(stdio::output().context(|| "-serial stdio: duplicate standard output")?),
+    };
+    let on_event = move |event| {
+        // The console may be gone: nobody types, nobody reads.
+        let _ = events.send(event);
+    };
+    Ok(Arc::new(Mutex::new(Serial::new(irq, output, on_event))))
+}
+
+/// The devices that a PC has always had, at their ports.
+fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
+    let tell = |notice: fn() -> Notice| {
+        let notices = notices.clone();
+        move || {
+            // As in `block`.
+            let _ = notices.send(notice());
+        }
+    };
+    let i8042 = Arc::new(Mutex::new(I8042::new(tell(|| Notice::Reset))));
+    let power = Arc::new(Mutex::new(Power::new(tell(|| Notice::PowerOff))));
+    vec![
+        Range { base: layout::SERIAL.into(), len: layout::SERIAL_PORTS, slot: serial.clone() },
+        Range { base: layout::I8042.into(), len: layout::I8042_PORTS, slot: i8042 },
+        Range { base: layout::SLEEP_CONTROL.into(), len: layout::SLEEP_PORTS, slot: power },
+    ]
+}
+
+/// Loads the kernel, writes the tables that describe the machine to it, and makes the vCPUs.
+fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>> {
+    let slots = board.slots();
+    let words = slots.iter().map(layout::VirtioSlot::kernel_word);
+    let command_line = std::iter::once(spec.append.clone()).chain(words).collect::<Vec<_>>().join(" ");
+    let what =
+        boot::Boot { kernel: &spec.kernel, initrd: spec.initrd.as_deref(), command_line: command_line.trim_start() };
+    let entry = boot::load(vm.ram(), &what)?;
+    acpi::write(vm.ram(), spec.cpus, &slots)?;
+    mptable::write(vm.ram(), spec.cpus)?;
+    let vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
+    if let Some(first) = vcpus.first() {
+        first.enter_at(&entry)?;
+    }
+    Ok(vcpus)
+}

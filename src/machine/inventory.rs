@@ -1,0 +1,49 @@
+//! What a built machine consists of, as far as the control plane must reach or describe it.
+//!
+//! Handles and plain data; the things themselves live in their loops and threads. Main thread.
+
+use std::sync::Arc;
+
+use crate::config::spec::DriveSpec;
+use crate::devices::block::{BlockCounters, IoFailure};
+use crate::event::{Remote, Sender};
+use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
+use crate::virtio::Command;
+
+/// What the machine's threads have to say to the control plane.
+pub enum Notice {
+    /// A vCPU has something to say.
+    Vcpu(VcpuEvent),
+    /// The guest has switched itself off (ACPI S5).
+    PowerOff,
+    /// The guest has asked for a reset (the keyboard controller's line).
+    Reset,
+    /// The drive of that id could not do on the host what the guest asked.
+    IoFailure(String, IoFailure),
+}
+
+/// The parts of one machine.
+pub struct Inventory {
+    /// `-name`; empty if none was given.
+    pub name: String,
+    /// In order of their index. Main keeps them too: it alone joins their threads, after its loop (invariant I2).
+    pub vcpus: Arc<[VcpuHandle]>,
+    /// The workers of all virtio devices, to be paused and resumed.
+    pub workers: Vec<Sender<Command>>,
+    /// In the order of the command line.
+    pub drives: Vec<Drive>,
+    /// Id and loop of each iothread, in the order of the command line.
+    pub iothreads: Vec<(String, Remote)>,
+    /// The main loop.
+    pub main: Remote,
+}
+
+/// A drive as the control plane knows it.
+pub struct Drive {
+    /// What its user asked for.
+    pub spec: DriveSpec,
+    /// The size the guest sees, in bytes.
+    pub size_bytes: u64,
+    /// What it has done.
+    pub counters: Arc<BlockCounters>,
+}

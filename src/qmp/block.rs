@@ -1,0 +1,171 @@
+//! The shapes of the answers about disks: `query-block` and `query-blockstats`, names and members as in QEMU 5.0.
+
+use crate::qmp::schema::{Empty, names, object};
+
+names! {
+    /// How the last I/O of a disk ended, as far as the guest was told.
+    pub enum BlockDeviceIoStatus {
+        /// Nothing failed since the start.
+        "ok" => Ok,
+        /// A request failed.
+        "failed" => Failed,
+        /// A request failed for want of space on the host.
+        "nospace" => NoSpace,
+    }
+
+    /// What becomes of a write of zeroes.
+    pub enum BlockdevDetectZeroesOptions {
+        /// It is a write like any other.
+        "off" => Off,
+    }
+}
+
+object! {
+    /// One disk in `query-block`.
+    pub struct BlockInfo {
+        /// The drive's id.
+        "device" => device: String,
+        /// The id of the device that carries it.
+        "qdev" => qdev: Option<String>,
+        /// Always `unknown`, as QEMU has it.
+        "type" => kind: String,
+        /// Whether the guest can eject it: always false.
+        "removable" => removable: bool,
+        /// Whether the guest has locked the tray: always false.
+        "locked" => locked: bool,
+        /// How the last I/O ended.
+        "io-status" => io_status: Option<BlockDeviceIoStatus>,
+        /// What is behind it; absent for an empty slot.
+        "inserted" => inserted: Option<BlockDeviceInfo>,
+    }
+
+    /// What is behind a disk.
+    pub struct BlockDeviceInfo {
+        /// The file's name as it was given.
+        "file" => file: String,
+        /// The node's name: the drive's id.
+        "node-name" => node_name: Option<String>,
+        /// Whether the guest is refused writes.
+        "ro" => ro: bool,
+        /// The image format: always `raw`.
+        "drv" => drv: String,
+        /// Always 0.
+        "backing_file_depth" => backing_file_depth: u32,
+        /// Always false.
+        "encrypted" => encrypted: bool,
+        /// Always `off`.
+        "detect_zeroes" => detect_zeroes: BlockdevDetectZeroesOptions,
+        /// Limit on bytes per second; 0 is none.
+        "bps" => bps: u64,
+        /// The same of reads.
+        "bps_rd" => bps_rd: u64,
+        /// The same of writes.
+        "bps_wr" => bps_wr: u64,
+        /// Limit on requests per second; 0 is none.
+        "iops" => iops: u64,
+        /// The same of reads.
+        "iops_rd" => iops_rd: u64,
+        /// The same of writes.
+        "iops_wr" => iops_wr: u64,
+        /// The image.
+        "image" => image: ImageInfo,
+        /// How the host caches it.
+        "cache" => cache: BlockdevCacheInfo,
+        /// Always 0.
+        "write_threshold" => write_threshold: u64,
+    }
+
+    /// An image.
+    pub struct ImageInfo {
+        /// The file's name as it was given.
+        "filename" => filename: String,
+        /// Always `raw`.
+        "format" => format: String,
+        /// The size the guest sees, in bytes.
+        "virtual-size" => virtual_size: u64,
+        /// What it takes on the host, in bytes.
+        "actual-size" => actual_size: Option<u64>,
+        /// Always false.
+        "dirty-flag" => dirty_flag: Option<bool>,
+    }
+
+    /// How the host caches an image.
+    pub struct BlockdevCacheInfo {
+        /// Whether a write may be complete before it is on the medium: always true, the guest flushes.
+        "writeback" => writeback: bool,
+        /// Whether the host's page cache is left out.
+        "direct" => direct: bool,
+        /// Whether flushes are ignored: always false.
+        "no-flush" => no_flush: bool,
+    }
+
+    /// One disk in `query-blockstats`.
+    pub struct BlockStats {
+        /// The drive's id.
+        "device" => device: Option<String>,
+        /// The id of the device that carries it.
+        "qdev" => qdev: Option<String>,
+        /// The node's name: the drive's id.
+        "node-name" => node_name: Option<String>,
+        /// The counters.
+        "stats" => stats: BlockDeviceStats,
+    }
+
+    /// What a disk did since the start. Bytes and operations count requests that succeeded.
+    pub struct BlockDeviceStats {
+        /// Bytes read.
+        "rd_bytes" => rd_bytes: u64,
+        /// Bytes written.
+        "wr_bytes" => wr_bytes: u64,
+        /// Bytes discarded.
+        "unmap_bytes" => unmap_bytes: u64,
+        /// Reads.
+        "rd_operations" => rd_operations: u64,
+        /// Writes.
+        "wr_operations" => wr_operations: u64,
+        /// Flushes.
+        "flush_operations" => flush_operations: u64,
+        /// Discards.
+        "unmap_operations" => unmap_operations: u64,
+        /// Time in reads, in nanoseconds, summed over requests.
+        "rd_total_time_ns" => rd_total_time_ns: u64,
+        /// The same of writes.
+        "wr_total_time_ns" => wr_total_time_ns: u64,
+        /// The same of flushes.
+        "flush_total_time_ns" => flush_total_time_ns: u64,
+        /// The same of discards.
+        "unmap_total_time_ns" => unmap_total_time_ns: u64,
+        /// One past the highest byte written.
+        "wr_highest_offset" => wr_highest_offset: u64,
+        /// Reads joined to another: always 0.
+        "rd_merged" => rd_merged: u64,
+        /// Writes joined to another: always 0.
+        "wr_merged" => wr_merged: u64,
+        /// Discards joined to another: always 0.
+        "unmap_merged" => unmap_merged: u64,
+        /// Reads that the host failed.
+        "failed_rd_operations" => failed_rd_operations: u64,
+        /// Writes that the host failed.
+        "failed_wr_operations" => failed_wr_operations: u64,
+        /// Flushes that the host failed.
+        "failed_flush_operations" => failed_flush_operations: u64,
+        /// Discards that the host failed.
+        "failed_unmap_operations" => failed_unmap_operations: u64,
+        /// Reads refused because the guest asked what cannot be.
+        "invalid_rd_operations" => invalid_rd_operations: u64,
+        /// The same of writes.
+        "invalid_wr_operations" => invalid_wr_operations: u64,
+        /// The same of flushes.
+        "invalid_flush_operations" => invalid_flush_operations: u64,
+        /// The same of discards.
+        "invalid_unmap_operations" => invalid_unmap_operations: u64,
+        /// Whether refused requests count in the times: always false.
+        "account_invalid" => account_invalid: bool,
+        /// Whether failed requests count in the times: always false.
+        "account_failed" => account_failed: bool,
+        /// Statistics over intervals: always empty.
+        "timed_stats" => timed_stats: Vec<Empty>,
+        /// Requests taken from the guest and not yet answered. Ours.
+        "in_flight_operations" => in_flight_operations: u64,
+    }
+}

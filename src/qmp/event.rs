@@ -1,0 +1,173 @@
+//! What a client is told unasked: the table of events, and the line that one makes.
+
+use serde::Serialize;
+
+use crate::qmp::schema::{Empty, Object, names, object};
+
+names! {
+    /// Why the machine ended.
+    pub enum ShutdownCause {
+        /// A vCPU failed.
+        "host-error" => HostError,
+        /// The command `quit`.
+        "host-qmp-quit" => HostQmpQuit,
+        /// SIGTERM, SIGINT or SIGHUP.
+        "host-signal" => HostSignal,
+        /// `Ctrl-a x` on the terminal.
+        "host-ui" => HostUi,
+        /// The guest switched itself off.
+        "guest-shutdown" => GuestShutdown,
+        /// The guest reset itself.
+        "guest-reset" => GuestReset,
+    }
+
+    /// The direction of a request.
+    pub enum IoOperationType {
+        /// A read.
+        "read" => Read,
+        /// A write, flush, discard or write of zeroes.
+        "write" => Write,
+    }
+
+    /// What was done about a failed request.
+    pub enum BlockErrorAction {
+        /// The guest was told.
+        "report" => Report,
+    }
+}
+
+object! {
+    /// The data of `SHUTDOWN`.
+    pub struct Shutdown {
+        /// Whether the guest did it.
+        "guest" => guest: bool,
+        /// Why.
+        "reason" => reason: ShutdownCause,
+    }
+
+    /// The data of `BLOCK_IO_ERROR`.
+    pub struct BlockIoError {
+        /// The path of the device that carries the disk.
+        "qom-path" => qom_path: String,
+        /// The drive's id.
+        "device" => device: String,
+        /// The node's name: the drive's id.
+        "node-name" => node_name: Option<String>,
+        /// The direction.
+        "operation" => operation: IoOperationType,
+        /// What was done about it.
+        "action" => action: BlockErrorAction,
+        /// Whether it was for want of space on the host.
+        "nospace" => nospace: Option<bool>,
+        /// The host's words.
+        "reason" => reason: String,
+    }
+
+    /// The data of `EVENTS_LOST`. Ours.
+    pub struct EventsLost {
+        /// How many events this client was not sent, because it did not read what it was sent before.
+        "count" => count: u64,
+    }
+}
+
+/// Makes [`Event`] and [`EVENTS`] of one table: `"NAME" => Variant(Data)`.
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:literal => $variant:ident $(($data:ty))?),* $(,)?) => {
+        /// Something to tell every client.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+        #[serde(tag = "event", content = "data")]
+        pub enum Event {
+            $($(#[$doc])* #[serde(rename = $name)] $variant $(($data))?,)*
+        }
+
+        /// Every event's name and data.
+        pub const EVENTS: &[(&str, &Object)] = &[$(($name, events!(@data $($data)?))),*];
+    };
+    (@data) => { Empty::OBJECT };
+    (@data $data:ty) => { <$data>::OBJECT };
+}
+
+events! {
+    /// The vCPUs stopped.
+    "STOP" => Stop,
+    /// The vCPUs run again.
+    "RESUME" => Resume,
+    /// The machine ends.
+    "SHUTDOWN" => Shutdown(Shutdown),
+    /// A disk's request failed on the host; the guest was told.
+    "BLOCK_IO_ERROR" => BlockIoError(BlockIoError),
+    /// This client missed events.
+    "EVENTS_LOST" => EventsLost(EventsLost),
+}
+
+/// When an event happened: time since 1970-01-01 00:00 UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Timestamp {
+    /// Whole seconds.
+    pub seconds: u64,
+    /// The rest, 0 to 999999.
+    pub microseconds: u32,
+}
+
+impl Timestamp {
+    /// From nanoseconds of CLOCK_REALTIME.
+    pub fn from_realtime_ns(ns: u64) -> Self {
+        let microseconds = u32::try_from(ns % 1_000_000_000 / 1_000).unwrap_or(0);
+        Timestamp { seconds: ns / 1_000_000_000, microseconds }
+    }
+}
+
+/// The object that an event is sent as.
+#[derive(Serialize)]
+pub(super) struct Notice<'a> {
+    pub timestamp: Timestamp,
+    #[serde(flatten)]
+    pub event: &'a Event,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qmp::response;
+
+    fn line(event: &Event) -> String {
+        let mut out = Vec::new();
+        response::event(&mut out, event, Timestamp::from_realtime_ns(1_795_420_198_028_804_999));
+        String::from_utf8(out).expect("is UTF-8")
+    }
+
+    #[test]
+    fn an_event_looks_as_qemu_writes_it() {
+        let at = r#"{"timestamp":{"seconds":1795420198,"microseconds":28804},"event":"#;
+        assert_eq!(line(&Event::Stop), format!("{at}\"STOP\"}}\r\n"));
+        let shutdown = Event::Shutdown(Shutdown { guest: false, reason: ShutdownCause::HostQmpQuit });
+        let data = r#"{"guest":false,"reason":"host-qmp-quit"}"#;
+        assert_eq!(line(&shutdown), format!("{at}\"SHUTDOWN\",\"data\":{data}}}\r\n"));
+    }
+
+    #[test]
+    fn what_is_sent_has_the_name_and_the_shape_that_the_table_says() {
+        let events = [
+            Event::Stop,
+            Event::Resume,
+            Event::Shutdown(Shutdown { guest: true, reason: ShutdownCause::GuestShutdown }),
+            Event::BlockIoError(BlockIoError {
+                qom_path: "/machine/peripheral/vda".into(),
+                device: "vda".into(),
+                node_name: None,
+                operation: IoOperationType::Write,
+                action: BlockErrorAction::Report,
+                nospace: Some(true),
+                reason: "No space left on device".into(),
+            }),
+            Event::EventsLost(EventsLost { count: 3 }),
+        ];
+        assert_eq!(events.len(), EVENTS.len());
+        for (event, (name, data)) in events.iter().zip(EVENTS) {
+            let value = serde_json::to_value(event).expect("has a JSON form");
+            assert_eq!(value["event"], *name);
+            let sent = value.get("data").and_then(|data| data.as_object()).cloned().unwrap_or_default();
+            assert_eq!(data.check(&sent, ""), Ok(()));
+        }
+    }
+}

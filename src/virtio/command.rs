@@ -1,0 +1,34 @@
+//! What front and Control say to a worker.
+//!
+//! Commands are rare: a driver's set-up and reset, an operator's pause. They travel through the worker's channel in
+//! order; what must be answered carries its reply slip. Sent from any thread, received on the worker's.
+
+use super::ring::Ring;
+use crate::event::{Done, Signal};
+
+/// A message to a worker.
+pub enum Command {
+    /// The driver has set DRIVER_OK on a checked configuration.
+    Activate(Activation),
+    /// The driver has written 0 to the status: stop, drain, forget. The vCPU waits (invariant I2).
+    Reset(Done<()>),
+    /// The driver has written configuration bytes.
+    ConfigWritten,
+    /// Serve nothing more and end the slip when nothing is in flight. The vCPUs are parked.
+    Pause(Done<()>),
+    /// Go on, looking at every ring first: kicks may have been told while paused (G20).
+    Resume,
+    /// Write down the state of device and rings, for whoever looks for a guest that hangs.
+    Dump(Done<String>),
+}
+
+/// A live configuration: the agreed features, the rings (none for a queue that the driver left out) and the kicks,
+/// each with the number of its queue.
+pub struct Activation {
+    /// Feature bits that driver and device agreed on.
+    pub features: u64,
+    /// One entry a queue.
+    pub rings: Vec<Option<Ring>>,
+    /// The ioeventfds, for the loop to own.
+    pub kicks: Vec<(u32, Signal)>,
+}

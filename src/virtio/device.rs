@@ -1,0 +1,92 @@
+//! `Device`: what makes a block device a block device.
+//!
+//! The trait is a contract between one device file and the [`super::Worker`] that owns it, which is written once for
+//! all devices. A device never sees registers, kicks, interrupts, resets in the making, or other threads. All calls
+//! come from the worker's loop, on one thread, none of them re-entrant, and none may block.
+
+use super::fault::Fault;
+use super::page::Page;
+use super::ring::{Chain, Ring};
+use crate::error::Result;
+use crate::event::Cx;
+
+/// What a device says of a chain it was handed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is finished; so many bytes were written into it.
+    Used(u32),
+    /// It is in flight; [`Device::reap`] gives it back.
+    Pending,
+}
+
+/// A virtio device without its transport.
+pub trait Device: Send + 'static {
+    /// The id its user gave it.
+    fn id(&self) -> &str;
+
+    /// The device number (virtio 1.2, section 5).
+    fn kind(&self) -> u32;
+
+    /// The feature bits it offers, without those of the transport and the ring, which are added to them.
+    fn features(&self) -> u64;
+
+    /// The greatest size of each of its queues: powers of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Writes the whole configuration space. Called once, before any driver looks.
+    fn write_config(&self, page: &Page);
+
+    /// Called once, when its worker has its place in a loop. Sets up what the device itself waits for; its tags are
+    /// told to [`Device::reap`] and must be [`super::DEVICE_TAG`] or above.
+    ///
+    /// # Errors
+    /// What the host refused. The device then answers nothing.
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()>;
+
+    /// A driver has taken the device with these features. Called before the first chain of each life.
+    fn activate(&mut self, features: u64);
+
+    /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once. `now_ns` is
+    /// the time of the loop's turn.
+    fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict;
+
+    /// Sends out what was queued and gives back, through `completions`, what has finished since the last call. Called
+    /// once after every batch of [`Device::process`], and when one of the device's own watches was ready.
+    fn reap(&mut self, completions: &mut Completions<'_>);
+
+    /// Chains it holds. At zero, pause and reset are complete.
+    fn in_flight(&self) -> usize;
+
+    /// The driver wrote configuration bytes; the page has them already.
+    fn config_written(&mut self, page: &Page);
+}
+
+/// Where a device puts the chains it has finished.
+pub struct Completions<'a> {
+    rings: &'a mut [Option<Ring>],
+    given: usize,
+    fault: Option<Fault>,
+}
+
+impl<'a> Completions<'a> {
+    pub(super) fn new(rings: &'a mut [Option<Ring>]) -> Self {
+        Completions { rings, given: 0, fault: None }
+    }
+
+    /// Gives a chain back with the number of bytes that were written into it.
+    pub fn give_back(&mut self, queue: usize, head: u16, len: u32) {
+        let Some(Some(ring)) = self.rings.get_mut(queue) else { return };
+        match ring.give_back(head, len) {
+            Ok(()) => self.given += 1,
+            Err(fault) => self.fault = Some(fault),
+        }
+    }
+
+    /// How many were given back, or what went wrong.
+    pub(super) fn outcome(self) -> std::result::Result<usize, Fault> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None => Ok(self.given),
+        }
+    }
+}

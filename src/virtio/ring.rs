@@ -1,0 +1,240 @@
+//! `Ring`: one live virtqueue (virtio 1.2, section 2.7), and the rules that keep a driver from stopping us.
+//!
+//! Made by Activate with a configuration that never changes (CVE-2026-5747), dropped by Reset. A popped head is in
+//! flight until it is given back; one that is made available meanwhile is refused (CVE-2026-45782). Every popped head
+//! is given back exactly once, malformed chains too. [`Ring::serve`] is the one notification dance, for all devices.
+//! The split ring's layout is the crate virtio-queue's business. Worker's thread only.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use super::device::Verdict;
+use super::fault::Fault;
+use crate::memory::GuestRam;
+
+/// What the driver wrote into the queue's registers before it set it ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingSetup {
+    /// Descriptors: a power of two up to the device's maximum.
+    pub size: u16,
+    /// QueueReady was written with 1.
+    pub ready: bool,
+    /// Guest physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest physical address of the available ring (driver area).
+    pub available: u64,
+    /// Guest physical address of the used ring (device area).
+    pub used: u64,
+}
+
+/// One descriptor of a chain. The address has not been checked against guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Guest physical address.
+    pub address: GuestAddress,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// A popped chain: its buffers in order, first those the device reads, then those it writes (section 2.7.4.2).
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    buffers: Vec<Buffer>,
+    readable: usize,
+}
+
+impl Chain {
+    /// The index of the first descriptor.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// The buffers the device may read.
+    pub fn readable(&self) -> &[Buffer] {
+        &self.buffers[..self.readable]
+    }
+
+    /// The buffers the device may write.
+    pub fn writable(&self) -> &[Buffer] {
+        &self.buffers[self.readable..]
+    }
+}
+
+/// What [`Ring::serve`] left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// The ring is empty and the driver will kick.
+    All,
+    /// The budget is used up; the driver will not kick for what is left.
+    More,
+}
+
+/// One virtqueue in use.
+pub struct Ring {
+    queue: Queue,
+    ram: Arc<GuestRam>,
+    in_flight: Box<[bool]>,
+    flying: usize,
+    chain: Chain,
+}
+
+impl Ring {
+    /// A ring on the driver's configuration.
+    ///
+    /// # Errors
+    /// [`Fault::RingMemory`] when the size is no power of two up to `max_size`, an address is misaligned, or a ring
+    /// does not lie in guest memory.
+    pub fn new(setup: &RingSetup, max_size: u16, event_idx: bool, ram: Arc<GuestRam>) -> Result<Self, Fault> {
+        let bad = |_| Fault::RingMemory;
+        let mut queue = Queue::new(max_size).map_err(bad)?;
+        queue.try_set_size(setup.size).map_err(bad)?;
+        queue.try_set_desc_table_address(GuestAddress(setup.descriptors)).map_err(bad)?;
+        queue.try_set_avail_ring_address(GuestAddress(setup.available)).map_err(bad)?;
+        queue.try_set_used_ring_address(GuestAddress(setup.used)).map_err(bad)?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        // The crate's own check says the same and writes a line to the log each time a guest asks for it.
+        let size = usize::from(setup.size);
+        let inside = |address: u64, len: usize, access| ram.check_range(GuestAddress(address), len, access);
+        let ok = inside(setup.descriptors, 16 * size, Permissions::Read)
+            && inside(setup.available, 6 + 2 * size, Permissions::Read)
+            && inside(setup.used, 6 + 8 * size, Permissions::Write)
+            && setup.available != 0;
+        if !ok {
+            return Err(Fault::RingMemory);
+        }
+        let chain = Chain { head: 0, buffers: Vec::with_capacity(size), readable: 0 };
+        Ok(Ring { queue, ram, in_flight: vec![false; size].into_boxed_slice(), flying: 0, chain })
+    }
+
+    /// Chains popped and not given back.
+    pub fn in_flight(&self) -> usize {
+        self.flying
+    }
+
+    /// Pops chains and hands them to `process` until the ring is empty or `budget` chains are through. When the ring is empty it asks the driver for a kick and looks once more, so that no
+    /// chain is overlooked between the two (section 2.7.10.1).
+    ///
+    /// # Errors
+    /// A [`Fault`], after which the ring must not be served again.
+    pub fn serve(&mut self, budget: usize, mut process: impl FnMut(&Chain) -> Verdict) -> Result<Served, Fault> {
+        let ram = self.ram.clone();
+        let outside = |_| Fault::RingMemory;
+        self.queue.disable_notification(&*ram).map_err(outside)?;
+        let mut left = budget;
+        loop {
+            while self.pop(&ram)? {
+                match process(&self.chain) {
+                    Verdict::Used(len) => self.give_back(self.chain.head, len)?,
+                    Verdict::Pending => {}
+                }
+                left -= 1;
+                if left == 0 {
+                    return Ok(Served::More);
+                }
+            }
+            if !self.queue.enable_notification(&*ram).map_err(outside)? {
+                return Ok(Served::All);
+            }
+        }
+    }
+
+    /// Puts a chain in the used ring with the number of bytes that the device wrote to it.
+    ///
+    /// # Errors
+    /// [`Fault::HeadRange`] for a head that is not in flight: a mistake of the device's, answered like a driver's.
+    pub fn give_back(&mut self, head: u16, len: u32) -> Result<(), Fault> {
+        if !self.land(head) {
+            return Err(Fault::HeadRange(head));
+        }
+        self.queue.add_used(&*self.ram, head, len).map_err(|_| Fault::RingMemory)
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the last call (section 2.7.7.2).
+    ///
+    /// # Errors
+    /// [`Fault::RingMemory`].
+    pub fn needs_interrupt(&mut self) -> Result<bool, Fault> {
+        let outside = |_| Fault::RingMemory;
+        if !self.queue.needs_notification(&*self.ram).map_err(outside)? {
+            return Ok(false);
+        }
+        if self.queue.event_idx_enabled() {
+            return Ok(true);
+        }
+        // Read behind the fence of `needs_notification`, which knows nothing of this flag.
+        let flags: u16 = self.ram.read_obj(GuestAddress(self.queue.avail_ring())).map_err(|_| Fault::RingMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Where both sides stand.
+    pub fn dump(&self) -> String {
+        let index = |read: Result<std::num::Wrapping<u16>, _>| {
+            read.map_or_else(|_: virtio_queue::Error| "unreadable".to_string(), |index| index.to_string())
+        };
+        format!(
+            "driver has made available up to {}, taken up to {}, given back up to {} (driver sees {}), {} in flight",
+            index(self.queue.avail_idx(&*self.ram, Acquire)),
+            self.queue.next_avail(),
+            self.queue.next_used(),
+            index(self.queue.used_idx(&*self.ram, Acquire)),
+            self.flying
+        )
+    }
+
+    /// Takes the next chain into `self.chain`. False when there is none.
+    fn pop(&mut self, ram: &GuestRam) -> Result<bool, Fault> {
+        let size = self.queue.size();
+        let Some(descriptors) = self.queue.iter(ram).map_err(|_| Fault::AvailIndex)?.next() else { return Ok(false) };
+        let head = descriptors.head_index();
+        let flag = self.in_flight.get_mut(usize::from(head)).ok_or(Fault::HeadRange(head))?;
+        if std::mem::replace(flag, true) {
+            return Err(Fault::HeadInFlight(head));
+        }
+        self.flying += 1;
+        let chain = &mut self.chain;
+        chain.head = head;
+        chain.readable = 0;
+        chain.buffers.clear();
+        // The iterator stops without a word at whatever is wrong, so the last descriptor must have said it was last.
+        let mut ended = false;
+        for descriptor in descriptors {
+            if chain.buffers.len() == usize::from(size) {
+                ended = false;
+                break;
+            }
+            if !descriptor.is_write_only() {
+                if chain.readable != chain.buffers.len() {
+                    ended = false;
+                    break;
+                }
+                chain.readable += 1;
+            }
+            chain.buffers.push(Buffer { address: descriptor.addr(), len: descriptor.len() });
+            ended = !descriptor.has_next();
+        }
+        if ended {
+            return Ok(true);
+        }
+        // Given back all the same: a driver that resets only this queue must find every head of its own.
+        self.give_back(head, 0)?;
+        Err(Fault::Chain(head))
+    }
+
+    /// Takes a head out of flight; false if it was not in flight.
+    fn land(&mut self, head: u16) -> bool {
+        match self.in_flight.get_mut(usize::from(head)) {
+            Some(flag) if *flag => {
+                *flag = false;
+                self.flying -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+}

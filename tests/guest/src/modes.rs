@@ -1,0 +1,37 @@
+//! One mode a test, chosen by the word `mode=`.
+
+mod blk_check;
+mod blk_hostile;
+mod blk_load;
+mod blk_reset;
+mod blk_verify;
+mod echo;
+mod hello;
+mod idle;
+mod irq;
+mod random;
+mod smp;
+mod spin;
+mod touch;
+
+use crate::start::Machine;
+use crate::text::Outcome;
+
+/// Runs the mode of that name.
+pub fn run(mode: &str, machine: &Machine) -> Outcome {
+    match mode {
+        "hello" => hello::run(machine),
+        "blk-check" => blk_check::run(machine.words),
+        "blk-load" => blk_load::run(machine.words),
+        "blk-verify" => blk_verify::run(machine.words),
+        "blk-reset" => blk_reset::run(machine.words),
+        "blk-hostile" => blk_hostile::run(machine),
+        "irq" => irq::run(machine.words),
+        "echo" => echo::run(),
+        "idle" => idle::run(machine.words),
+        "spin" => spin::run(machine.words),
+        "smp" => smp::run(machine.words),
+        "touch" => touch::run(machine.words),
+        _ => fail!("no mode {mode}"),
+    }
+}

@@ -1,0 +1,6 @@
+//! Small virtio drivers: the registers of virtio-mmio version 2, one split ring, a block device, a pool of requests.
+
+pub mod blk;
+pub mod mmio;
+pub mod pool;
+pub mod ring;

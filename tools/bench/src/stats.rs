@@ -1,0 +1,28 @@
+//! Numbers out of samples, and what to say of the machine they were made on.
+
+use std::fs;
+use std::process::Command;
+
+/// The value below which a share of `percent` of the samples lies; 50 is the median. Sorts them.
+pub fn percentile(samples: &mut [f64], percent: usize) -> f64 {
+    samples.sort_unstable_by(f64::total_cmp);
+    samples[(samples.len() * percent / 100).min(samples.len() - 1)]
+}
+
+/// One line: processor, kernel, date.
+pub fn machine() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field =
+        |name: &str| cpuinfo.lines().find(|line| line.starts_with(name)).and_then(|line| line.split(": ").nth(1));
+    let cpus = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    let guest = if cpuinfo.contains(" hypervisor") { ", itself a virtual machine" } else { "" };
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let date = Command::new("date").arg("-u").arg("+%F").output().map(|out| out.stdout).unwrap_or_default();
+    format!(
+        "{} x {}{guest}, Linux {}, {}",
+        cpus,
+        field("model name").unwrap_or("?"),
+        kernel.trim(),
+        String::from_utf8_lossy(&date).trim()
+    )
+}

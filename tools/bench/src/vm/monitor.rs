@@ -1,0 +1,144 @@
+//! One description of a machine, and the command line by which each monitor is asked for it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::programs::Programs;
+
+/// Guest memory in MiB, everywhere.
+pub const MEMORY_MIB: u64 = 256;
+
+/// Who runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// The smallest program that creates the VM and runs the guest: what KVM itself costs.
+    Floor,
+    /// Ours.
+    Loopvisor,
+    /// QEMU's microvm without what it can leave out.
+    Qemu,
+}
+
+/// Which way a disk takes to its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// `direct=off`: through the host's page cache.
+    Cached,
+    /// `direct=on`.
+    Direct,
+}
+
+/// A disk of the machine.
+#[derive(Clone, Debug)]
+pub struct Drive {
+    pub file: PathBuf,
+    pub cache: Cache,
+    pub read_only: bool,
+    /// Has an iothread of its own.
+    pub iothread: bool,
+}
+
+/// What is asked for: one vCPU, 256 MiB, the serial port on standard input and output.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// The guest's words.
+    pub words: String,
+    pub drives: Vec<Drive>,
+    pub qmp: Option<PathBuf>,
+}
+
+impl Monitor {
+    /// How it is called in the tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Monitor::Floor => "floor",
+            Monitor::Loopvisor => "loopvisor",
+            Monitor::Qemu => "QEMU",
+        }
+    }
+
+    /// The command that runs `machine`. The floor has no devices.
+    pub fn command(self, programs: &Programs, machine: &Machine) -> Command {
+        match self {
+            Monitor::Floor => {
+                let mut command = Command::new(&programs.bench);
+                command.arg("floor").arg(&programs.guest).arg(&machine.words);
+                command
+            }
+            Monitor::Loopvisor => loopvisor(programs, machine),
+            Monitor::Qemu => qemu(programs, machine),
+        }
+    }
+}
+
+fn on(yes: bool) -> &'static str {
+    if yes { "on" } else { "off" }
+}
+
+fn loopvisor(programs: &Programs, machine: &Machine) -> Command {
+    let mut command = Command::new(&programs.loopvisor);
+    command.env("RUST_LOG", "warn");
+    command.arg("-m").arg(format!("{MEMORY_MIB}M")).arg("-kernel").arg(&programs.guest);
+    command.args(["-append", &machine.words, "-serial", "stdio"]);
+    for (i, drive) in machine.drives.iter().enumerate() {
+        let direct = on(drive.cache == Cache::Direct);
+        let mut text = format!("id=d{i},file={},readonly={},direct={direct}", show(&drive.file), on(drive.read_only));
+        if drive.iothread {
+            command.arg("-iothread").arg(format!("id=io{i}"));
+            text += &format!(",iothread=io{i}");
+        }
+        command.arg("-drive").arg(text);
+    }
+    if let Some(path) = &machine.qmp {
+        command.arg("-qmp").arg(format!("unix:{},server,nowait", show(path)));
+    }
+    command
+}
+
+fn qemu(programs: &Programs, machine: &Machine) -> Command {
+    let mut command = Command::new(&programs.qemu);
+    // `-cpu host` aborts on a software-only KVM, and PNI it would only warn of.
+    command.args([
+        "-M",
+        "microvm,accel=kvm,acpi=off,x-option-roms=off,pit=off,rtc=off,isa-serial=on,auto-kernel-cmdline=on",
+        "-cpu",
+        "qemu64,pni=off",
+        "-global",
+        "virtio-mmio.force-legacy=false",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-name",
+        "bench,debug-threads=on",
+        "-serial",
+        "stdio",
+    ]);
+    command.arg("-m").arg(MEMORY_MIB.to_string()).arg("-kernel").arg(&programs.guest);
+    command.args(["-append", &machine.words]);
+    for (i, drive) in machine.drives.iter().enumerate() {
+        // Its fastest of each kind.
+        let way = match drive.cache {
+            Cache::Cached => "cache=writeback,aio=io_uring",
+            Cache::Direct => "cache=none,aio=native",
+        };
+        let file = show(&drive.file);
+        let read_only = on(drive.read_only);
+        command.arg("-drive").arg(format!("id=d{i},if=none,format=raw,file={file},readonly={read_only},{way}"));
+        let mut device = format!("virtio-blk-device,drive=d{i}");
+        if drive.iothread {
+            command.arg("-object").arg(format!("iothread,id=io{i}"));
+            device += &format!(",iothread=io{i}");
+        }
+        command.arg("-device").arg(device);
+    }
+    if let Some(path) = &machine.qmp {
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", show(path)));
+    }
+    command
+}
+
+fn show(path: &Path) -> std::path::Display<'_> {
+    path.display()
+}
