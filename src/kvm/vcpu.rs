@@ -154,10 +154,13 @@ struct Gate {
 }
 
 impl Gate {
-    /// Publishes a request. The request first: whoever sees the page's flag must find it.
+    /// Publishes a request. The request first: whoever sees the page's flag must find it. Only the vCPU clears the flag,
+    /// so no request can take back what another one set it for.
     fn ask(&self, request: Request) {
         self.request.store(request.pack(), Ordering::SeqCst);
-        self.page.set_immediate_exit(request != Request::Run);
+        if request != Request::Run {
+            self.page.set_immediate_exit(true);
+        }
     }
 
     fn request(&self) -> Request {

@@ -210,6 +210,36 @@ fn a_vcpu_started_parked_runs_nothing_until_resumed() {
 }
 
 #[test]
+fn the_registers_come_when_asked_for_whether_the_vcpu_runs_is_parked_or_has_ended() {
+    let Some(vm) = machine() else { return };
+    let registers = |guest: &Guest, rip: &str| {
+        guest.vcpus[0].dump();
+        match guest.next() {
+            Seen::Event(VcpuEvent::Registers(text)) => {
+                assert!(text.starts_with(&format!("vCPU 0: rip={rip} ")), "{text}")
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // out dx, al; jmp $
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0])]);
+    for _ in 0..100 {
+        registers(&guest, "0x100005");
+        guest.vcpus[0].park();
+        guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+        registers(&guest, "0x100005");
+        guest.vcpus[0].resume();
+    }
+    drop(guest);
+
+    let guest = Guest::start(&machine().unwrap(), &UD2, &[], 1, false);
+    guest.expect(&[Seen::Event(VcpuEvent::Shutdown)]);
+    guest.vcpus[0].dump();
+    assert!(matches!(guest.next(), Seen::Event(VcpuEvent::Registers(_))));
+}
+
+#[test]
 fn a_vcpus_thread_has_its_name_on_the_host() {
     let Some(vm) = machine() else { return };
     let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
