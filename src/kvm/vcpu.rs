@@ -1,7 +1,7 @@
 //! A vCPU and its thread.
 //!
 //! The thread `CPU n/KVM` runs guest code, and between two stretches of it answers the guest's register accesses
-//! through the buses. It stops at one place, its [`Gate`], where the main loop lets it run, parks it or ends it
+//! through the buses. It stops at one place, its gate, where the main loop lets it run, parks it or ends it
 //! without ever waiting for it: what the vCPU has to say comes by a callback. What an access means is the slots'
 //! business; what becomes of the machine after an event is `control`'s.
 
@@ -164,10 +164,13 @@ struct Gate {
 }
 
 impl Gate {
-    /// Publishes a request. The request first: whoever sees the page's flag must find it.
+    /// Publishes a request. The request first: whoever sees the page's flag must find it. Only the vCPU clears the flag,
+    /// so no request can take back what another one set it for.
     fn ask(&self, request: Request) {
         self.request.store(request.pack(), Ordering::SeqCst);
-        self.page.set_immediate_exit(request != Request::Run);
+        if request != Request::Run {
+            self.page.set_immediate_exit(true);
+        }
     }
 
     fn request(&self) -> Request {
