@@ -147,8 +147,9 @@ fn a_hostile_guest_harms_itself_alone_and_the_log_stays_short() {
     assert!(log.lines().count() < 200 && log.len() < 40_000, "{} lines", log.lines().count());
 }
 
-/// A machine with a disk that blocks and a good one on the same loop.
-fn with_a_stalling_disk(words: &str, home: &str) -> Option<(Stall, Monitor)> {
+/// A machine with a disk that blocks and a good one on the same loop. The file comes last and so is dropped first: who waits
+/// for it could not be ended.
+fn with_a_stalling_disk(words: &str, home: &str) -> Option<(Monitor, Stall)> {
     let setup = Setup::guest(words)?;
     let stall = Stall::new(&setup.folder, SIZE)?;
     let (mounting, device) = stall.mounting();
@@ -160,7 +161,7 @@ fn with_a_stalling_disk(words: &str, home: &str) -> Option<(Stall, Monitor)> {
     );
     let monitor = setup.under(&mounting).stdin(device).flag("-S").start();
     let _ready = monitor.qmp();
-    Some((stall, monitor))
+    Some((monitor, stall))
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn a_stalled_disk_delays_neither_another_disk_on_its_loop_nor_qmp() {
     for home in ["", ",iothread=io1"] {
         // The guest has requests in flight on both disks; the good one ends its thousand, the slow one none.
         let words = "mode=blk-load depth=4 count=1000 end=acpi";
-        let Some((stall, mut monitor)) = with_a_stalling_disk(words, home) else { return };
+        let Some((mut monitor, stall)) = with_a_stalling_disk(words, home) else { return };
         let mut client = monitor.qmp();
         stall.stall();
         client.call("cont");
@@ -190,7 +191,7 @@ fn a_stalled_disk_delays_neither_another_disk_on_its_loop_nor_qmp() {
 #[test]
 fn stop_waits_for_a_stalled_request_and_other_commands_do_not() {
     let words = "mode=blk-load depth=4 count=1000 end=acpi";
-    let Some((stall, mut monitor)) = with_a_stalling_disk(words, ",iothread=io1") else { return };
+    let Some((mut monitor, stall)) = with_a_stalling_disk(words, ",iothread=io1") else { return };
     let [mut client, mut other] = [(); 2].map(|()| monitor.qmp());
     stall.stall();
     client.call("cont");
@@ -214,7 +215,7 @@ fn stop_waits_for_a_stalled_request_and_other_commands_do_not() {
 #[test]
 fn quit_with_a_stalled_request_ends_when_the_file_goes_on() {
     let words = "mode=blk-load depth=4 count=1000 end=acpi";
-    let Some((stall, mut monitor)) = with_a_stalling_disk(words, ",iothread=io1") else { return };
+    let Some((mut monitor, stall)) = with_a_stalling_disk(words, ",iothread=io1") else { return };
     let mut client = monitor.qmp();
     stall.stall();
     client.call("cont");

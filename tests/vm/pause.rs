@@ -119,9 +119,9 @@ fn standing(client: &mut Client) -> (Value, Value) {
     (stats["in_flight_operations"].take(), stats)
 }
 
-/// Rounds of stop and cont. The promise is for 1,000: LOOPVISOR_ROUNDS=1000.
+/// Rounds of stop and cont, or LOOPVISOR_ROUNDS. A thousand take three seconds on an idle host.
 fn rounds() -> u32 {
-    std::env::var("LOOPVISOR_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+    std::env::var("LOOPVISOR_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1000)
 }
 
 #[test]
@@ -132,23 +132,25 @@ fn rounds_of_stop_and_cont_under_disk_load_lose_and_double_nothing() {
         monitor.serial.expect("verify: begin");
         let mut client = monitor.qmp();
         let begin = Instant::now();
-        let (mut last, mut moved) = (Value::Null, 0);
-        for _ in 0..rounds() {
+        let mut last = Value::Null;
+        for round in 0..rounds() {
+            if round % 2 == 1 {
+                // The other rounds stop at once, where the load may not have come to anything yet.
+                assert!((0..1_000_000).any(|_| standing(&mut client).1 != last), "the load stands still");
+            }
             client.ask("stop");
             assert_eq!(lines(&mut client, 2)[0], "STOP");
             // Nothing is in flight, and nothing moves until the machine goes on.
             let (in_flight, done) = standing(&mut client);
             assert_eq!(in_flight, 0);
             assert_eq!(standing(&mut client), (json!(0), done.clone()));
-            moved += u32::from(done != last);
             last = done;
             client.ask("cont");
             assert_eq!(lines(&mut client, 2), [json!("RESUME"), json!({})]);
         }
-        println!("{home}: {} rounds took {:?}, the load moved in {moved}", rounds(), begin.elapsed());
+        println!("{home}: {} rounds took {:?}", rounds(), begin.elapsed());
         monitor.type_in("q");
         monitor.expect_ok();
-        assert!(moved > rounds() / 4, "the load moved in {moved} rounds only");
     }
 }
 

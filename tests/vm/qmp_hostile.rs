@@ -211,3 +211,29 @@ fn more_clients_than_a_socket_takes_are_let_go_and_those_who_are_there_stay() {
     });
     next.expect("the free place is given").call("qmp_capabilities");
 }
+
+#[test]
+fn clients_that_come_and_go_leave_nothing_behind() {
+    let Some(monitor) = machine() else { return };
+    let _constant = monitor.qmp();
+    let come_and_go = |times: u32| (0..times).for_each(|_| _ = monitor.connect().line());
+    come_and_go(100);
+    let before = proc::anonymous_kib(monitor.pid());
+    come_and_go(10_000);
+    let grown = proc::anonymous_kib(monitor.pid()).saturating_sub(before);
+    assert!(grown < 256, "{grown} KiB more");
+}
+
+#[test]
+fn a_client_that_came_when_descriptors_had_run_out_is_served_when_there_are_some_again() {
+    let Some(setup) = Setup::guest("mode=idle") else { return };
+    let monitor = setup.under(&["sh", "-c", "ulimit -n 40 && exec \"$@\"", "sh"]).start();
+    let first = monitor.qmp();
+    let mut clients: Vec<Client> = (0..31).map(|_| monitor.connect()).collect();
+    monitor.log.expect("Too many open files");
+    let mut last = clients.pop().unwrap();
+    drop((first, clients));
+    last.negotiate();
+    last.call("query-status");
+    assert!(monitor.log.text().lines().count() < 20, "{}", monitor.log.text());
+}
