@@ -15,11 +15,15 @@ use log::warn;
 use super::run::Message;
 use super::session::Session;
 use crate::error::{Context, Error, Result};
-use crate::event::{Cx, Event, Flow, Handler, Interest, Sender};
+use crate::event::{Cx, Event, Flow, Handler, Interest, Key, Sender};
 use crate::sys::socket;
 
 /// Clients of one socket at a time. More are let go at once: each costs descriptors and up to half a megabyte.
 const MAX_CLIENTS: usize = 32;
+/// How long nobody is accepted after an accept has failed, for want of descriptors for example.
+const REST_NS: u64 = 1_000_000_000;
+const SOCKET: u32 = 0;
+const REST: u32 = 1;
 
 /// One listening socket.
 pub struct Listener {
@@ -28,6 +32,8 @@ pub struct Listener {
     /// Device and inode of the file that was made, so that another's is never removed.
     file: (u64, u64),
     listener: UnixListener,
+    /// The watch on the socket, and the timer that ends a rest.
+    watches: Option<(Key, Key)>,
     control: Sender<Message>,
     tickets: Arc<()>,
 }
@@ -43,7 +49,7 @@ impl Listener {
         let file = fs::symlink_metadata(path).context(|| name.clone())?;
         listener.set_nonblocking(true).context(|| name.clone())?;
         let file = (file.dev(), file.ino());
-        Ok(Listener { name, path: path.to_path_buf(), file, listener, control, tickets: Arc::new(()) })
+        Ok(Listener { name, path: path.to_path_buf(), file, listener, watches: None, control, tickets: Arc::new(()) })
     }
 }
 
@@ -78,19 +84,28 @@ impl Handler for Listener {
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
-        cx.watch(&self.listener, Interest::READ, 0)?;
+        self.watches = Some((cx.watch(&self.listener, Interest::READ, SOCKET)?, cx.timer(REST)?));
         Ok(())
     }
 
     /// Takes one client a call; while more are waiting the socket stays ready.
-    fn ready(&mut self, _event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
+    fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
+        let Some((socket, rest)) = self.watches else { return Ok(Flow::Idle) };
+        if event.tag == REST {
+            cx.set_interest(socket, Interest::READ)?;
+            return Ok(Flow::Done);
+        }
         let stream = match self.listener.accept() {
             Ok((stream, _)) => stream,
-            Err(e) => {
-                if e.kind() != ErrorKind::WouldBlock {
-                    warn!("{}: accept a client: {e}", self.name);
-                }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {
                 return Ok(Flow::Idle);
+            }
+            Err(e) => {
+                // The client still waits: to ask again at once would be in vain, and a flood of the log.
+                warn!("{}: accept a client: {e}", self.name);
+                cx.set_interest(socket, Interest::NONE)?;
+                cx.arm(rest, cx.now_ns() + REST_NS)?;
+                return Ok(Flow::Done);
             }
         };
         if Arc::strong_count(&self.tickets) > MAX_CLIENTS {

@@ -50,17 +50,25 @@ impl<T> Sender<T> {
     /// # Errors
     /// The message comes back when the receiver is gone.
     pub fn send(&self, message: T) -> Result<(), T> {
-        let mut state = self.0.lock();
-        if state.closed {
-            return Err(message);
-        }
-        state.queue.push_back(message);
-        let first = state.queue.len() == 1;
-        if let (true, Some((inbox, key))) = (first, &state.listener) {
-            // The inbox lock is taken inside the channel's and never the other way round.
-            inbox.push(Command::Ready(*key));
+        let listener = {
+            let mut state = self.0.lock();
+            if state.closed {
+                return Err(message);
+            }
+            state.queue.push_back(message);
+            if state.queue.len() == 1 { state.listener.clone() } else { None }
+        };
+        // Without the lock, or the loop that wakes up would find it held. A receiver that has moved to another loop
+        // meanwhile has found the message when it did.
+        if let Some((inbox, key)) = listener {
+            inbox.push(Command::Ready(key));
         }
         Ok(())
+    }
+
+    /// Whether the receiver is gone, so that nothing sent would be heard.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().closed
     }
 }
 

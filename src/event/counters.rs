@@ -70,12 +70,11 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// What the loop has done so far.
+    /// What the loop has done so far, but for its sleep.
     pub fn publish(&self, counters: &Counters) {
         for (word, value) in self.words.iter().zip(counters.to_array()) {
             word.store(value, Relaxed);
         }
-        self.publish_awake(counters.asleep_ns);
     }
 
     /// A sleep begins at `now_ns`, after `asleep_ns` of earlier sleep.

@@ -83,6 +83,19 @@ fn g17_posts_to_a_sleeping_loop_ring_its_bell_once() {
 }
 
 #[test]
+fn g10_a_flood_of_posts_does_not_keep_the_loop_from_its_descriptors() {
+    let (_, mut event_loop) = stepped();
+    let (log, (sender, receiver)) = (Log::new(), channel());
+    listener(&mut event_loop, receiver, &log);
+    let (bell, _) = add_bell(&mut event_loop, 1000, &log);
+    for number in 0..10 {
+        sender.send(number).unwrap();
+        bell.write(1).unwrap();
+        assert_eq!(event_loop.turn(Wait::Block).unwrap(), 2);
+    }
+}
+
+#[test]
 fn a_message_for_a_receiver_that_is_gone_comes_back() {
     let (_, mut event_loop) = stepped();
     let (log, (sender, receiver)) = (Log::new(), channel());

@@ -37,7 +37,6 @@ const QUIET_LOAD: f64 = 0.5;
 /// Measures the parts and prints their tables.
 pub fn report(parts: &[&str]) -> Result<()> {
     let programs = Programs::find()?;
-    println!("{}\n", header());
     for &part in parts {
         match part {
             "boot" => boot::report(&programs)?,
@@ -50,12 +49,12 @@ pub fn report(parts: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The machine, and whether it was quiet.
-fn header() -> String {
+/// Prints the machine, and warns if it is not quiet.
+pub fn header() {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: f64 = load.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN);
     if load > QUIET_LOAD {
         eprintln!("loopvisor-bench: the load average is {load}, above {QUIET_LOAD}: others are being measured too");
     }
-    format!("{}, load average {load}", crate::stats::machine())
+    println!("{}, load average {load}\n", crate::stats::machine());
 }
