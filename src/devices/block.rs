@@ -386,8 +386,6 @@ impl Device for Block {
         Ok(())
     }
 
-    fn activate(&mut self, _features: u64) {}
-
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {
         let Some(header) = self.table.header(chain) else {
             self.table.log.warn(now_ns, &self.id, &"a request without a header, or without a place for its status");

@@ -20,11 +20,9 @@ pub enum Command {
     Dump(Done<String>),
 }
 
-/// A live configuration: the agreed features, the rings (none for a queue that the driver left out) and the kicks,
-/// each with the number of its queue.
+/// A live configuration: the rings (none for a queue that the driver left out) and the kicks, each with the number of
+/// its queue.
 pub struct Activation {
-    /// Feature bits that driver and device agreed on.
-    pub features: u64,
     /// One entry a queue.
     pub rings: Vec<Option<Ring>>,
     /// The ioeventfds, for the loop to own.

@@ -43,9 +43,6 @@ pub trait Device: Send + 'static {
     /// What the host refused. The device then answers nothing.
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()>;
 
-    /// A driver has taken the device with these features. Called before the first chain of each life.
-    fn activate(&mut self, features: u64);
-
     /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once. `now_ns` is
     /// the time of the loop's turn.
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict;

@@ -182,7 +182,7 @@ impl Front {
             let kick = (self.make_kick)(queue).map_err(|e| e.to_string())?;
             kicks.push((queue, kick));
         }
-        Ok(Activation { features: self.agreed, rings, kicks })
+        Ok(Activation { rings, kicks })
     }
 
     /// Back to the beginning. The one place where a vCPU waits for a loop (invariant I2): when this returns, nothing

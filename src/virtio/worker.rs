@@ -99,7 +99,6 @@ impl<D: Device> Worker<D> {
             // Masked like those of before, so that the resume tells what rings meanwhile.
             self.hear_kicks(Interest::NONE, cx);
         }
-        self.device.activate(activation.features);
         self.live = true;
     }
 

@@ -96,8 +96,6 @@ impl Device for Holding {
         Ok(())
     }
 
-    fn activate(&mut self, _features: u64) {}
-
     fn process(&mut self, queue: usize, chain: &Chain, _now_ns: u64) -> Verdict {
         let mut state = self.state.lock().unwrap();
         state.taken.push((queue, chain.head()));
