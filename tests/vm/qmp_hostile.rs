@@ -75,9 +75,10 @@ fn a_hundred_megabytes_of_garbage_harm_neither_another_client_nor_memory() {
     let mut good = monitor.qmp();
     let pid = monitor.pid();
     let before = proc::anonymous_kib(pid);
-    // A text without end, a request without end, and nesting without end.
-    for piece in ["garbage ", "\"garbage ", "[", "\\\\\\\"", "{\"a\":"] {
+    // A text without end, requests without end, and nesting without end.
+    for (start, piece) in [("", "garbage "), ("{\"id\":\"", "x"), ("{\"id\":[", "1,"), ("\"", "\\\\"), ("", "[")] {
         let mut bad = monitor.qmp();
+        bad.send(start);
         let mut reader = bad.stream.try_clone().unwrap();
         let sink = thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
         let piece = piece.repeat((1 << 20) / piece.len());
