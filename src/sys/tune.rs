@@ -1,4 +1,4 @@
-//! What the process asks of its allocator and of the scheduler.
+//! What the process asks of its allocator, of signals and of the scheduler.
 //!
 //! Wishes, not needs: a kernel that refuses one costs speed and nothing else. Main thread.
 
@@ -7,6 +7,12 @@
 pub fn one_heap() {
     // SAFETY: takes two numbers, before there is a second thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// A write beyond `ulimit -f` is an error of the disk it is for and not the end of the process.
+pub fn file_size_limit_is_an_error() {
+    // SAFETY: the disposition is a constant, set before there is a second thread.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// struct sched_attr of sched_setattr(2), which libc has no name for everywhere.
