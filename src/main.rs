@@ -18,6 +18,7 @@ use loopvisor::sys::tune;
 
 fn main() -> ExitCode {
     tune::one_heap();
+    tune::file_size_limit_is_an_error();
     match cli::parse(std::env::args_os().skip(1)) {
         Ok(Command::Print(text)) => {
             // Nobody is left to be told that nobody reads.

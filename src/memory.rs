@@ -76,7 +76,7 @@ fn map(len: usize, visibility: libc::c_int) -> std::result::Result<MmapRegion, M
     };
     let mapping = map()?;
     let excess = mapping.as_ptr() as usize % HUGE_PAGE;
-    if excess == 0 {
+    if excess == 0 || len < HUGE_PAGE {
         return Ok(mapping);
     }
     let place = mapping.as_ptr().wrapping_add(len - excess).cast();
@@ -133,22 +133,28 @@ mod tests {
     #[test]
     fn every_piece_starts_on_a_huge_page_wherever_the_last_mapping_ended() {
         let mut holds = Vec::new();
-        for pages in [1, 3, 100] {
+        for pages in [1, 3, 100, 400] {
             // Moves the place that the kernel chooses next.
             holds.push(MmapRegion::<()>::new(pages * 4096).unwrap());
             let ram = allocate(GAP_START + (3 << 20), false, true).unwrap();
             for region in ram.iter() {
                 assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
             }
+            // What is smaller than a huge page gains nothing by it, and is left where it is.
+            assert_eq!(total(&allocate(1 << 20, false, true).unwrap()), 1 << 20);
         }
     }
 
-    /// The flags and figures that the kernel keeps for the mapping at `address`.
-    fn smaps_of(address: u64) -> Vec<String> {
+    /// How the kernel describes the mapping that `address` lies in: its first line, and its flags.
+    fn mapping_of(address: u64) -> (String, String) {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
+        let mut lines = smaps.lines().skip_while(|line| {
+            let range = line.split(' ').next().unwrap().split_once('-');
+            let ends = range.map(|(start, end)| (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)));
+            !matches!(ends, Some((Ok(start), Ok(end))) if (start..end).contains(&address))
+        });
         let head = lines.next().expect("the mapping is there").to_owned();
-        std::iter::once(head).chain(lines.take_while(|line| !line.contains(" rw-")).map(str::to_owned)).collect()
+        (head, lines.find(|line| line.starts_with("VmFlags:")).expect("flags").to_owned())
     }
 
     #[test]
@@ -156,11 +162,15 @@ mod tests {
         for (share, dump) in [(false, true), (false, false), (true, false)] {
             let ram = allocate(64 << 20, share, dump).unwrap();
             let region = ram.iter().next().unwrap();
-            let lines = smaps_of(region.as_ptr() as u64);
-            assert!(lines.iter().any(|line| line.starts_with("Rss:") && line.contains(" 0 kB")), "{lines:?}");
-            let flags = lines.iter().find(|line| line.starts_with("VmFlags:")).expect("flags");
+            ram.write_obj(1u8, GuestAddress(32 << 20)).unwrap();
+            let mut resident = vec![0u8; 64 << 8];
+            // SAFETY: one byte is written for each page of the mapping, and there are that many.
+            assert_eq!(unsafe { libc::mincore(region.as_ptr().cast(), 64 << 20, resident.as_mut_ptr()) }, 0);
+            assert!(resident[..32 << 8].iter().all(|page| *page == 0), "only what was touched");
+            assert_eq!(resident[32 << 8], 1);
+            let (head, flags) = mapping_of(region.as_ptr() as u64);
             assert_eq!(flags.contains(" dd"), !dump, "{flags}");
-            assert_eq!(lines[0].contains("rw-s"), share, "{}", lines[0]);
+            assert_eq!(head.contains("rw-s"), share, "{head}");
             assert_eq!(region.len(), 64 << 20);
         }
     }

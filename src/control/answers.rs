@@ -3,8 +3,6 @@
 //! Nothing here asks another thread: what is counted is read from words that its owner publishes, so an answer takes
 //! microseconds whatever the devices are doing. Main thread.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
@@ -118,7 +116,7 @@ fn block(drive: &Drive) -> BlockInfo {
     let failed = drive.counters.kinds.iter().any(|kind| kind.failed.load(Relaxed) > 0);
     BlockInfo {
         device: spec.id.clone(),
-        qdev: Some(qom_path(&spec.id)),
+        qdev: Some(spec.id.clone()),
         kind: "unknown".into(),
         removable: false,
         locked: false,
@@ -141,7 +139,6 @@ fn block(drive: &Drive) -> BlockInfo {
                 filename: file,
                 format: "raw".into(),
                 virtual_size: drive.size_bytes,
-                actual_size: fs::metadata(&spec.file).ok().map(|metadata| metadata.blocks() * 512),
                 dirty_flag: Some(false),
             },
             cache: BlockdevCacheInfo { writeback: true, direct: spec.cache == Cache::Direct, no_flush: false },
@@ -156,7 +153,7 @@ fn blockstats(drive: &Drive) -> BlockStats {
     let get = |counter: &AtomicU64| counter.load(Relaxed);
     BlockStats {
         device: Some(drive.spec.id.clone()),
-        qdev: Some(qom_path(&drive.spec.id)),
+        qdev: Some(drive.spec.id.clone()),
         node_name: Some(drive.spec.id.clone()),
         stats: BlockDeviceStats {
             rd_bytes: get(&read.bytes),

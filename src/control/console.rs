@@ -1,7 +1,7 @@
 //! The terminal: what is typed goes to the guest's serial port, what the port could not write at once goes out here.
 //!
-//! A handler of the main loop. Keys are passed on as the port has room for them and read no faster, so that pasting a
-//! file loses nothing. On a terminal `Ctrl-a x` ends the monitor and `Ctrl-a Ctrl-a` types one Ctrl-a. The port itself
+//! A handler of the main loop. Keys are passed on as the port has room for them and read little faster, so that pasting
+//! a file loses nothing, and a guest that reads nothing does not keep the escape from being seen. On a terminal `Ctrl-a x` ends the monitor and `Ctrl-a Ctrl-a` types one Ctrl-a. The port itself
 //! is `devices::serial`'s.
 
 use std::fs::File;
@@ -20,6 +20,8 @@ const OUTPUT: u32 = 1;
 const PORT: u32 = 2;
 /// Bytes read at once.
 const READ_BYTES: usize = 256;
+/// Bytes typed ahead of the guest.
+const TYPED_BYTES: usize = 4096;
 const CTRL_A: u8 = 1;
 
 /// Standard input and output, connected to the serial port.
@@ -78,9 +80,13 @@ impl Console {
         self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads once, if everything typed before is with the guest. False at the end of the input.
+    fn has_room(&self) -> bool {
+        self.typed.len() + READ_BYTES <= TYPED_BYTES
+    }
+
+    /// Reads once, if there is room. False at the end of the input.
     fn read(&mut self) -> bool {
-        if !self.typed.is_empty() {
+        if !self.has_room() {
             return true;
         }
         let mut bytes = [0; READ_BYTES];
@@ -120,7 +126,7 @@ impl Console {
     }
 
     fn listen_to_input(&self, cx: &mut Cx<'_>) -> Result<()> {
-        let interest = if self.typed.is_empty() { Interest::READ } else { Interest::NONE };
+        let interest = if self.has_room() { Interest::READ } else { Interest::NONE };
         self.input_watch.map_or(Ok(()), |watch| cx.set_interest(watch, interest))
     }
 

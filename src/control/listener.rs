@@ -15,11 +15,15 @@ use log::warn;
 use super::run::Message;
 use super::session::Session;
 use crate::error::{Context, Error, Result};
-use crate::event::{Cx, Event, Flow, Handler, Interest, Sender};
+use crate::event::{Cx, Event, Flow, Handler, Interest, Key, Sender};
 use crate::sys::socket;
 
 /// Clients of one socket at a time. More are let go at once: each costs descriptors and up to half a megabyte.
 const MAX_CLIENTS: usize = 32;
+/// How long nobody is accepted after one could not be, for want of descriptors for example.
+const REST_NS: u64 = 1_000_000_000;
+const SOCKET: u32 = 0;
+const REST: u32 = 1;
 
 /// One listening socket.
 pub struct Listener {
@@ -28,6 +32,8 @@ pub struct Listener {
     /// Device and inode of the file that was made, so that another's is never removed.
     file: (u64, u64),
     listener: UnixListener,
+    /// The watch on the socket, and the timer that ends a rest.
+    watches: Option<(Key, Key)>,
     control: Sender<Message>,
     tickets: Arc<()>,
 }
@@ -43,7 +49,16 @@ impl Listener {
         let file = fs::symlink_metadata(path).context(|| name.clone())?;
         listener.set_nonblocking(true).context(|| name.clone())?;
         let file = (file.dev(), file.ino());
-        Ok(Listener { name, path: path.to_path_buf(), file, listener, control, tickets: Arc::new(()) })
+        Ok(Listener { name, path: path.to_path_buf(), file, listener, watches: None, control, tickets: Arc::new(()) })
+    }
+
+    /// Leaves the socket alone for a while: another try at once would be in vain, and a flood of the log.
+    fn rest(&self, cx: &mut Cx<'_>) -> Result<Flow> {
+        if let Some((socket, rest)) = self.watches {
+            cx.set_interest(socket, Interest::NONE)?;
+            cx.arm(rest, cx.now_ns() + REST_NS)?;
+        }
+        Ok(Flow::Done)
     }
 }
 
@@ -78,19 +93,26 @@ impl Handler for Listener {
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
-        cx.watch(&self.listener, Interest::READ, 0)?;
+        self.watches = Some((cx.watch(&self.listener, Interest::READ, SOCKET)?, cx.timer(REST)?));
         Ok(())
     }
 
     /// Takes one client a call; while more are waiting the socket stays ready.
-    fn ready(&mut self, _event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
+    fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
+        if event.tag == REST {
+            if let Some((socket, _)) = self.watches {
+                cx.set_interest(socket, Interest::READ)?;
+            }
+            return Ok(Flow::Done);
+        }
         let stream = match self.listener.accept() {
             Ok((stream, _)) => stream,
-            Err(e) => {
-                if e.kind() != ErrorKind::WouldBlock {
-                    warn!("{}: accept a client: {e}", self.name);
-                }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {
                 return Ok(Flow::Idle);
+            }
+            Err(e) => {
+                warn!("{}: accept a client: {e}", self.name);
+                return self.rest(cx);
             }
         };
         if Arc::strong_count(&self.tickets) > MAX_CLIENTS {
@@ -104,6 +126,7 @@ impl Handler for Listener {
         if let Err(e) = added {
             // The client is let go; the next may have more luck.
             warn!("{}: {e}", self.name);
+            return self.rest(cx);
         }
         Ok(Flow::Done)
     }

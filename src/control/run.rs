@@ -129,7 +129,11 @@ impl Control {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Joined(session) => self.sessions.push(session),
+            Message::Joined(session) => {
+                // Who has gone is forgotten here too: a machine may see no event for months, and a client each second.
+                self.sessions.retain(|session| !session.is_closed());
+                self.sessions.push(session);
+            }
             Message::Command(command, done) => self.command(command, done),
             Message::End(cause) => self.finish(cause, End::Wanted),
             Message::Drained => self.drained(),

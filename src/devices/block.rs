@@ -21,7 +21,6 @@ use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
 use crate::event::Cx;
 use crate::memory::GuestRam;
-use crate::sys::clock;
 use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict};
 
 /// Descriptors of the one queue: the original's number, and enough for any driver's depth.
@@ -286,6 +285,9 @@ impl Table {
     fn gather(&self, buffers: &[Buffer], skip: usize, into: &mut [u8]) -> usize {
         let (mut skip, mut have) = (skip as u64, 0);
         for buffer in buffers {
+            if have == into.len() {
+                break;
+            }
             let skipped = skip.min(buffer.len.into());
             skip -= skipped;
             let take = (into.len() - have).min((u64::from(buffer.len) - skipped) as usize);
@@ -384,8 +386,6 @@ impl Device for Block {
         Ok(())
     }
 
-    fn activate(&mut self, _features: u64) {}
-
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {
         let Some(header) = self.table.header(chain) else {
             self.table.log.warn(now_ns, &self.id, &"a request without a header, or without a place for its status");
@@ -416,11 +416,10 @@ impl Device for Block {
         }
     }
 
-    fn reap(&mut self, completions: &mut Completions<'_>) {
+    fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>) {
         let table = &mut self.table;
-        let end_ns = clock::monotonic_ns();
         self.disk.poll(|token, result| {
-            let (queue, head, len) = table.finish(token, result, end_ns);
+            let (queue, head, len) = table.finish(token, result, now_ns);
             completions.give_back(queue.into(), head, len);
         });
         table.counters.in_flight.store((table.requests.len() - table.free.len()) as u64, Relaxed);
@@ -429,6 +428,8 @@ impl Device for Block {
     fn in_flight(&self) -> usize {
         self.table.requests.len() - self.table.free.len()
     }
-
-    fn config_written(&mut self, _page: &Page) {}
 }
+
+#[cfg(test)]
+#[path = "block_test.rs"]
+mod tests;

@@ -135,6 +135,7 @@ fn a_paste_of_any_length_arrives_whole() {
     while sent < paste.len() {
         sent += port.serial.receive(&paste[sent..]);
         assert_eq!(port.serial.receive(&paste[sent..]), 0, "full");
+        port.get(LSR);
         assert!(port.events().is_empty(), "no room yet");
         got.extend(port.drain());
         let expected: &[_] = if sent < paste.len() { &[SerialEvent::Room] } else { &[] };

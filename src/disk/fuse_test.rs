@@ -22,7 +22,7 @@ const INTERRUPT: u32 = 36;
 /// A mounted file of sevens.
 pub struct StallingFile {
     path: PathBuf,
-    _mount: Mount,
+    mount: Option<Mount>,
     reads: Receiver<()>,
     server: Arc<Server>,
 }
@@ -45,7 +45,7 @@ impl StallingFile {
                 let server = Arc::new(Server { device, size, held: Mutex::new(Some(Vec::new())) });
                 let serving = Arc::clone(&server);
                 std::thread::spawn(move || serving.serve(&read));
-                Some(StallingFile { path, _mount: mount, reads, server })
+                Some(StallingFile { path, mount: Some(mount), reads, server })
             }
             Err(error) => {
                 eprintln!("skipped: cannot mount a FUSE file: {error}");
@@ -76,6 +76,8 @@ impl StallingFile {
 impl Drop for StallingFile {
     fn drop(&mut self) {
         self.release();
+        // A mount point cannot be removed.
+        self.mount = None;
         let _ = std::fs::remove_file(&self.path);
     }
 }

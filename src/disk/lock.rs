@@ -52,3 +52,19 @@ fn pid_in(locks: &str, key: &str) -> Option<u32> {
         (is_flock && words.next()? == key).then_some(pid)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_the_one_with_a_lock_of_our_kind_on_our_file() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 08:01:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  READ  22 08:01:78 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 33 08:01:77 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 44 08:01:77 0 EOF\n";
+        assert_eq!(pid_in(locks, "08:01:77"), Some(33));
+        assert_eq!(pid_in(locks, "08:01:7"), None);
+        assert_eq!(pid_in("1: OFDLCK ADVISORY  WRITE -1 08:01:77 0 EOF\nnonsense", "08:01:77"), None);
+    }
+}

@@ -68,8 +68,10 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let target = CString::new(self.0.to_str().unwrap()).unwrap();
+        // By force: a FUSE file that is still open answers with errors from now on. Its server is in this process, and
+        // the process could not end while the kernel waits for a dead thread to answer its last `close`.
         // SAFETY: a string that lives through the call.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::MNT_FORCE) };
     }
 }
 

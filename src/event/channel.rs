@@ -65,6 +65,11 @@ impl<T> Sender<T> {
         }
         Ok(())
     }
+
+    /// Whether the receiver is gone, so that nothing sent would be heard.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().closed
+    }
 }
 
 impl<T> Receiver<T> {

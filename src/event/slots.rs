@@ -4,7 +4,7 @@
 //! so an old key never finds a new tenant. This is what makes an event that epoll fetched before a removal harmless
 //! (G1 to G3). Loop thread only.
 
-/// Where something stands in a [`Slots`] table, and which tenant of that place is meant. Fits epoll's 64 bits of data.
+/// Where something stands in a loop's table, and which tenant of that place is meant. Fits epoll's 64 bits of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     slot: u32,

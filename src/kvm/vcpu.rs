@@ -1,7 +1,7 @@
 //! A vCPU and its thread.
 //!
 //! The thread `CPU n/KVM` runs guest code, and between two stretches of it answers the guest's register accesses
-//! through the buses. It stops at one place, its [`Gate`], where the main loop lets it run, parks it or ends it
+//! through the buses. It stops at one place, its gate, where the main loop lets it run, parks it or ends it
 //! without ever waiting for it: what the vCPU has to say comes by a callback. What an access means is the slots'
 //! business; what becomes of the machine after an event is `control`'s.
 
@@ -19,6 +19,7 @@ use super::x86_64::regs::Entry;
 use super::x86_64::{cpuid, msr, regs};
 use crate::bus::Bus;
 use crate::error::{Context, Result};
+use crate::event::Done;
 use crate::sys::gettid;
 
 /// What a vCPU has to say to the main loop.
@@ -90,7 +91,8 @@ impl Vcpu {
 
     /// Starts the thread: running the guest at once, or parked (it then says [`VcpuEvent::Parked`] once).
     ///
-    /// `on_event` is called on the vCPU's thread and must not wait.
+    /// `on_event` is called on the vCPU's thread and must not wait. Returns when the thread has begun, so that nobody
+    /// can ask for its id or name too early; the guest does not wait for that.
     ///
     /// # Errors
     ///
@@ -106,8 +108,16 @@ impl Vcpu {
         let gate = self.gate.clone();
         gate.ask(if parked { Request::Park(0) } else { Request::Run });
         let mut runner = Runner { vcpu: self, buses, on_event: Box::new(on_event) };
-        let thread = thread::Builder::new().name(name.clone()).spawn(move || runner.run());
-        Ok(VcpuHandle { gate, parkings: AtomicU32::new(0), thread: Some(thread.context(|| format!("thread {name}"))?) })
+        let (begun, waiter) = Done::waited();
+        let thread = thread::Builder::new().name(name.clone()).spawn(move || {
+            runner.vcpu.gate.tid.store(gettid(), Ordering::Relaxed);
+            begun.end(());
+            runner.run();
+        });
+        let thread = Some(thread.context(|| format!("thread {name}"))?);
+        // It has begun even if it was lost since.
+        let _ = waiter.wait();
+        Ok(VcpuHandle { gate, parkings: AtomicU32::new(0), thread })
     }
 }
 
@@ -154,10 +164,13 @@ struct Gate {
 }
 
 impl Gate {
-    /// Publishes a request. The request first: whoever sees the page's flag must find it.
+    /// Publishes a request. The request first: whoever sees the page's flag must find it. Only the vCPU clears the flag,
+    /// so no request can take back what another one set it for.
     fn ask(&self, request: Request) {
         self.request.store(request.pack(), Ordering::SeqCst);
-        self.page.set_immediate_exit(request != Request::Run);
+        if request != Request::Run {
+            self.page.set_immediate_exit(true);
+        }
     }
 
     fn request(&self) -> Request {
@@ -211,7 +224,7 @@ impl VcpuHandle {
         self.ask(Request::Stop);
     }
 
-    /// The thread's id on the host; 0 for the moment until it has started.
+    /// The thread's id on the host.
     pub fn tid(&self) -> i32 {
         self.gate.tid.load(Ordering::Relaxed)
     }
@@ -272,7 +285,6 @@ struct Runner {
 impl Runner {
     /// The thread: runs the guest until told to stop.
     fn run(&mut self) {
-        self.vcpu.gate.tid.store(gettid(), Ordering::Relaxed);
         let mut alive = true;
         loop {
             if alive {

@@ -129,17 +129,20 @@ fn port_and_memory_accesses_reach_the_buses_and_a_triple_fault_is_told() {
 #[test]
 fn a_string_instruction_makes_accesses_of_its_own_size() {
     let Some(vm) = machine() else { return };
-    // mov esi, CODE; mov ecx, 3; rep outsb; mov ecx, 2; rep outsd
-    let code = [&MOV_DX[..], &[0xbe, 0, 0, 0x10, 0, 0xb9, 3, 0, 0, 0, 0xf3, 0x6e, 0xb9, 2, 0, 0, 0, 0xf3, 0x6f], &UD2]
-        .concat();
-    let guest = Guest::start(&vm, &code, &[], 1, false);
+    // mov edi, 0x5000; mov esi, edi; mov ecx, 6; rep insb; mov ecx, 3; rep outsw
+    let code = [
+        &MOV_DX[..],
+        &[0xbf, 0, 0x50, 0, 0, 0x89, 0xfe, 0xb9, 6, 0, 0, 0, 0xf3, 0x6c],
+        &[0xb9, 3, 0, 0, 0, 0xf3, 0x66, 0x6f],
+        &UD2,
+    ];
+    let guest = Guest::start(&vm, &code.concat(), &[1, 2, 3, 4, 5, 6], 1, false);
     let port = u64::from(PORT);
-    for byte in &code[..3] {
-        guest.expect(&[Seen::Wrote(port, vec![*byte])]);
-    }
+    guest.expect(&[const { Seen::Read(PORT as u64, 1) }; 6]);
     guest.expect(&[
-        Seen::Wrote(port, code[3..7].to_vec()),
-        Seen::Wrote(port, code[7..11].to_vec()),
+        Seen::Wrote(port, vec![1, 2]),
+        Seen::Wrote(port, vec![3, 4]),
+        Seen::Wrote(port, vec![5, 6]),
         Seen::Event(VcpuEvent::Shutdown),
     ]);
 }
@@ -207,6 +210,36 @@ fn a_vcpu_started_parked_runs_nothing_until_resumed() {
 }
 
 #[test]
+fn the_registers_come_when_asked_for_whether_the_vcpu_runs_is_parked_or_has_ended() {
+    let Some(vm) = machine() else { return };
+    let registers = |guest: &Guest, rip: &str| {
+        guest.vcpus[0].dump();
+        match guest.next() {
+            Seen::Event(VcpuEvent::Registers(text)) => {
+                assert!(text.starts_with(&format!("vCPU 0: rip={rip} ")), "{text}")
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // out dx, al; jmp $
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0])]);
+    for _ in 0..100 {
+        registers(&guest, "0x100005");
+        guest.vcpus[0].park();
+        guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+        registers(&guest, "0x100005");
+        guest.vcpus[0].resume();
+    }
+    drop(guest);
+
+    let guest = Guest::start(&machine().unwrap(), &UD2, &[], 1, false);
+    guest.expect(&[Seen::Event(VcpuEvent::Shutdown)]);
+    guest.vcpus[0].dump();
+    assert!(matches!(guest.next(), Seen::Event(VcpuEvent::Registers(_))));
+}
+
+#[test]
 fn a_vcpus_thread_has_its_name_on_the_host() {
     let Some(vm) = machine() else { return };
     let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
@@ -244,7 +277,8 @@ fn a_kick_takes_its_own_value_at_its_own_address_while_it_lives_and_only_then() 
     guest.expect(&[two, pause]);
     assert!(kick.take() >= 1);
     drop(kick);
-    while guest.next() != Seen::Wrote(MMIO + 0x50, vec![1, 0, 0, 0]) {}
+    let on_the_bus = Seen::Wrote(MMIO + 0x50, vec![1, 0, 0, 0]);
+    assert!((0..1000).any(|_| guest.next() == on_the_bus));
     drop(Kick::new(&vm, MMIO + 0x50, 1).unwrap());
 }
 

@@ -9,8 +9,6 @@ names! {
         "ok" => Ok,
         /// A request failed.
         "failed" => Failed,
-        /// A request failed for want of space on the host.
-        "nospace" => NoSpace,
     }
 
     /// What becomes of a write of zeroes.
@@ -83,8 +81,6 @@ object! {
         "format" => format: String,
         /// The size the guest sees, in bytes.
         "virtual-size" => virtual_size: u64,
-        /// What it takes on the host, in bytes.
-        "actual-size" => actual_size: Option<u64>,
         /// Always false.
         "dirty-flag" => dirty_flag: Option<bool>,
     }
@@ -135,7 +131,7 @@ object! {
         "flush_total_time_ns" => flush_total_time_ns: u64,
         /// The same of discards.
         "unmap_total_time_ns" => unmap_total_time_ns: u64,
-        /// One past the highest byte written.
+        /// One past the highest byte written: always 0, it is not followed.
         "wr_highest_offset" => wr_highest_offset: u64,
         /// Reads joined to another: always 0.
         "rd_merged" => rd_merged: u64,

@@ -2,7 +2,7 @@
 //!
 //! One entry adds a command: it is then parsed, listed by `query-commands` and described by `query-qmp-schema`. A
 //! command about the protocol goes to [`Protocol`] and is answered by the session; any other to [`Command`], and the
-//! compiler then asks `control` for the answer. The type behind the arrow is the reply's; `tests/qmp.rs` holds every
+//! compiler then asks `control` for the answer. The type behind the arrow is the reply's; `tests/vm/qmp.rs` holds every
 //! real reply against it.
 
 use serde_json::{Map, Value};

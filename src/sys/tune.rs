@@ -1,4 +1,4 @@
-//! What the process asks of its allocator and of the scheduler.
+//! What the process asks of its allocator, of signals and of the scheduler.
 //!
 //! Wishes, not needs: a kernel that refuses one costs speed and nothing else. Main thread.
 
@@ -7,6 +7,12 @@
 pub fn one_heap() {
     // SAFETY: takes two numbers, before there is a second thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// A write beyond `ulimit -f` is an error of the disk it is for and not the end of the process.
+pub fn file_size_limit_is_an_error() {
+    // SAFETY: the disposition is a constant, set before there is a second thread.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// struct sched_attr of sched_setattr(2), which libc has no name for everywhere.
@@ -29,12 +35,17 @@ const SLICE_NS: u64 = 100_000;
 /// answer while more iothreads and vCPUs are running than there are processors. The kernel's fair scheduler takes a
 /// wish for a slice from version 6.12 on; its share of time stays what it was.
 pub fn short_slice() {
-    let size = size_of::<SchedAttr>() as u32;
+    // SAFETY: neither call touches memory; 0 is the calling thread.
+    let (policy, nice) = unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
+    if policy != libc::SCHED_OTHER {
+        // Somebody chose another policy for us and knows why.
+        return;
+    }
     let wish = SchedAttr {
-        size,
+        size: size_of::<SchedAttr>() as u32,
         policy: 0,
         flags: 0,
-        nice: 0,
+        nice,
         priority: 0,
         runtime_ns: SLICE_NS,
         deadline_ns: 0,
@@ -42,4 +53,23 @@ pub fn short_slice() {
     };
     // SAFETY: the kernel reads `size` bytes from `wish`; 0 is the calling thread.
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wish, 0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `sched_setattr` sets the nice value along with the slice.
+    #[test]
+    fn short_turns_leave_the_nice_value_as_it_was() {
+        // A thread of its own: nice values belong to threads, and one that is raised cannot be lowered again by all.
+        let nice = std::thread::spawn(|| {
+            // SAFETY: these calls touch no memory; 0 is the calling thread.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 7) };
+            short_slice();
+            // SAFETY: as above.
+            unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+        });
+        assert_eq!(nice.join().unwrap(), 7);
+    }
 }

@@ -12,8 +12,6 @@ pub enum Command {
     Activate(Activation),
     /// The driver has written 0 to the status: stop, drain, forget. The vCPU waits (invariant I2).
     Reset(Done<()>),
-    /// The driver has written configuration bytes.
-    ConfigWritten,
     /// Serve nothing more and end the slip when nothing is in flight. The vCPUs are parked.
     Pause(Done<()>),
     /// Go on, looking at every ring first: kicks may have been told while paused (G20).
@@ -22,11 +20,9 @@ pub enum Command {
     Dump(Done<String>),
 }
 
-/// A live configuration: the agreed features, the rings (none for a queue that the driver left out) and the kicks,
-/// each with the number of its queue.
+/// A live configuration: the rings (none for a queue that the driver left out) and the kicks, each with the number of
+/// its queue.
 pub struct Activation {
-    /// Feature bits that driver and device agreed on.
-    pub features: u64,
     /// One entry a queue.
     pub rings: Vec<Option<Ring>>,
     /// The ioeventfds, for the loop to own.

@@ -43,50 +43,42 @@ pub trait Device: Send + 'static {
     /// What the host refused. The device then answers nothing.
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()>;
 
-    /// A driver has taken the device with these features. Called before the first chain of each life.
-    fn activate(&mut self, features: u64);
-
     /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once. `now_ns` is
     /// the time of the loop's turn.
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict;
 
     /// Sends out what was queued and gives back, through `completions`, what has finished since the last call. Called
-    /// once after every batch of [`Device::process`], and when one of the device's own watches was ready.
-    fn reap(&mut self, completions: &mut Completions<'_>);
+    /// once after every batch of [`Device::process`], and when one of the device's own watches was ready. `now_ns` is the
+    /// time of the call, not of the turn.
+    fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>);
 
     /// Chains it holds. At zero, pause and reset are complete.
     fn in_flight(&self) -> usize;
-
-    /// The driver wrote configuration bytes; the page has them already.
-    fn config_written(&mut self, page: &Page);
 }
 
 /// Where a device puts the chains it has finished.
 pub struct Completions<'a> {
     rings: &'a mut [Option<Ring>],
-    given: usize,
     fault: Option<Fault>,
 }
 
 impl<'a> Completions<'a> {
     pub(super) fn new(rings: &'a mut [Option<Ring>]) -> Self {
-        Completions { rings, given: 0, fault: None }
+        Completions { rings, fault: None }
     }
 
-    /// Gives a chain back with the number of bytes that were written into it.
+    /// Gives a chain back with the number of bytes that were written into it. One that the device does not have is a
+    /// fault: the device's own, answered as if it were the driver's.
     pub fn give_back(&mut self, queue: usize, head: u16, len: u32) {
-        let Some(Some(ring)) = self.rings.get_mut(queue) else { return };
-        match ring.give_back(head, len) {
-            Ok(()) => self.given += 1,
-            Err(fault) => self.fault = Some(fault),
+        // A ring lives until its last chain is back.
+        let ring = self.rings.get_mut(queue).and_then(Option::as_mut);
+        if let Err(fault) = ring.map_or(Err(Fault::HeadRange(head)), |ring| ring.give_back(head, len)) {
+            self.fault = Some(fault);
         }
     }
 
-    /// How many were given back, or what went wrong.
-    pub(super) fn outcome(self) -> std::result::Result<usize, Fault> {
-        match self.fault {
-            Some(fault) => Err(fault),
-            None => Ok(self.given),
-        }
+    /// What went wrong, if anything did.
+    pub(super) fn outcome(self) -> std::result::Result<(), Fault> {
+        self.fault.map_or(Ok(()), Err)
     }
 }

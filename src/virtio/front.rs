@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use log::error;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -179,14 +178,11 @@ impl Front {
                 .map_err(|fault| format!("queue {queue}: {fault}"))?;
             rings.push(Some(ring));
             let queue = queue as u32;
-            let kick = (self.make_kick)(queue).map_err(|e| {
-                // Not the guest's doing.
-                error!("{}: {e}", self.name);
-                e.to_string()
-            })?;
+            // The host's doing, and yet logged at the guest's rate: it may ask again as often as it likes.
+            let kick = (self.make_kick)(queue).map_err(|e| e.to_string())?;
             kicks.push((queue, kick));
         }
-        Ok(Activation { features: self.agreed, rings, kicks })
+        Ok(Activation { rings, kicks })
     }
 
     /// Back to the beginning. The one place where a vCPU waits for a loop (invariant I2): when this returns, nothing
@@ -208,11 +204,5 @@ impl Front {
         for (setup, &size) in self.queues.iter_mut().zip(&self.queue_max) {
             *setup = RingSetup { size, ..RingSetup::default() };
         }
-    }
-
-    /// The driver wrote configuration bytes.
-    pub(super) fn write_config(&mut self, offset: usize, data: &[u8]) {
-        self.page.put(offset, data);
-        let _ = self.worker.send(Command::ConfigWritten);
     }
 }

@@ -1,13 +1,13 @@
 //! The register layout of virtio-mmio version 2 (virtio 1.2, section 4.2.2): offsets to what [`Front`] does.
 //!
 //! Registers are read and written as aligned 32-bit words; anything else reads as zero and writes nothing, but for the
-//! configuration space, which takes any width. The notification register never comes here for a live queue: its
+//! configuration space, which is read in any width and which no device here lets the driver write. The notification register never comes here for a live queue: its
 //! ioeventfd takes it in the kernel. Runs on vCPU threads.
 
 use super::front::Front;
 use crate::bus::Slot;
 
-/// Bytes of address space a device takes.
+/// Where the configuration space begins.
 const CONFIG: u64 = 0x100;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -83,9 +83,7 @@ impl Slot for Front {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if offset >= CONFIG {
-            self.write_config((offset - CONFIG) as usize, data);
-        } else if let (Ok(word), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
+        if let (Ok(word), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }

@@ -25,4 +25,9 @@ pub use ring::{Buffer, Chain, Ring, RingSetup};
 pub use worker::{DEVICE_TAG, Worker};
 
 #[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
+
+#[cfg(test)]
+mod front_test;
+#[cfg(test)]
+mod worker_test;

@@ -80,6 +80,8 @@ pub struct Ring {
     ram: Arc<GuestRam>,
     in_flight: Box<[bool]>,
     flying: usize,
+    /// Something was given back since the driver was last thought of.
+    news: bool,
     chain: Chain,
 }
 
@@ -109,7 +111,7 @@ impl Ring {
             return Err(Fault::RingMemory);
         }
         let chain = Chain { head: 0, buffers: Vec::with_capacity(size), readable: 0 };
-        Ok(Ring { queue, ram, in_flight: vec![false; size].into_boxed_slice(), flying: 0, chain })
+        Ok(Ring { queue, ram, in_flight: vec![false; size].into_boxed_slice(), flying: 0, news: false, chain })
     }
 
     /// Chains popped and not given back.
@@ -117,8 +119,9 @@ impl Ring {
         self.flying
     }
 
-    /// Pops chains and hands them to `process` until the ring is empty or `budget` chains are through. When the ring is empty it asks the driver for a kick and looks once more, so that no
-    /// chain is overlooked between the two (section 2.7.10.1).
+    /// Pops chains and hands them to `process` until the ring is empty or `budget` is used up. When the ring is empty it
+    /// asks the driver for a kick and looks once more, so that no chain is overlooked between the two (section
+    /// 2.7.10.1). Each look counts like a chain, so a driver that moves its index to and fro keeps nobody here.
     ///
     /// # Errors
     /// A [`Fault`], after which the ring must not be served again.
@@ -126,22 +129,17 @@ impl Ring {
         let ram = self.ram.clone();
         let outside = |_| Fault::RingMemory;
         self.queue.disable_notification(&*ram).map_err(outside)?;
-        let mut left = budget;
-        loop {
-            while self.pop(&ram)? {
+        for _ in 0..budget {
+            if self.pop(&ram)? {
                 match process(&self.chain) {
                     Verdict::Used(len) => self.give_back(self.chain.head, len)?,
                     Verdict::Pending => {}
                 }
-                left -= 1;
-                if left == 0 {
-                    return Ok(Served::More);
-                }
-            }
-            if !self.queue.enable_notification(&*ram).map_err(outside)? {
+            } else if !self.queue.enable_notification(&*ram).map_err(outside)? {
                 return Ok(Served::All);
             }
         }
+        Ok(Served::More)
     }
 
     /// Puts a chain in the used ring with the number of bytes that the device wrote to it.
@@ -152,6 +150,7 @@ impl Ring {
         if !self.land(head) {
             return Err(Fault::HeadRange(head));
         }
+        self.news = true;
         self.queue.add_used(&*self.ram, head, len).map_err(|_| Fault::RingMemory)
     }
 
@@ -161,6 +160,9 @@ impl Ring {
     /// [`Fault::RingMemory`].
     pub fn needs_interrupt(&mut self) -> Result<bool, Fault> {
         let outside = |_| Fault::RingMemory;
+        if !std::mem::take(&mut self.news) {
+            return Ok(false);
+        }
         if !self.queue.needs_notification(&*self.ram).map_err(outside)? {
             return Ok(false);
         }
@@ -238,3 +240,7 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ring_test.rs"]
+mod tests;

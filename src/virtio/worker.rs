@@ -68,7 +68,6 @@ impl<D: Device> Worker<D> {
                 self.forget_kicks(cx);
                 self.reset = Some(done);
             }
-            Command::ConfigWritten => self.device.config_written(&self.page),
             Command::Pause(done) => {
                 self.paused = true;
                 self.hear_kicks(Interest::NONE, cx);
@@ -96,7 +95,10 @@ impl<D: Device> Worker<D> {
                 }
             }
         }
-        self.device.activate(activation.features);
+        if self.paused {
+            // Masked like those of before, so that the resume tells what rings meanwhile.
+            self.hear_kicks(Interest::NONE, cx);
+        }
         self.live = true;
     }
 
@@ -123,7 +125,7 @@ impl<D: Device> Worker<D> {
         let device = &mut self.device;
         let now_ns = cx.now_ns();
         let served = ring.serve(BUDGET, |chain| device.process(queue, chain, now_ns));
-        let settled = self.settle(Some(queue));
+        let settled = self.settle(cx);
         match served.and_then(|served| settled.map(|()| served)) {
             Ok(Served::All) => Flow::Done,
             Ok(Served::More) => Flow::More,
@@ -134,19 +136,15 @@ impl<D: Device> Worker<D> {
         }
     }
 
-    /// Takes in what the device has finished and interrupts the driver at most once. `served` is a queue that may have
-    /// had chains finished on the spot.
-    fn settle(&mut self, served: Option<usize>) -> std::result::Result<(), Fault> {
+    /// Takes in what the device has finished, and interrupts the driver at most once for that and for what was finished
+    /// on the spot.
+    fn settle(&mut self, cx: &Cx<'_>) -> std::result::Result<(), Fault> {
         let mut completions = Completions::new(&mut self.rings);
-        self.device.reap(&mut completions);
-        let given = completions.outcome()?;
+        self.device.reap(cx.clock_ns(), &mut completions);
+        completions.outcome()?;
         let mut wanted = false;
-        for (queue, ring) in self.rings.iter_mut().enumerate() {
-            if let Some(ring) = ring
-                && (given > 0 || served == Some(queue))
-            {
-                wanted |= ring.needs_interrupt()?;
-            }
+        for ring in self.rings.iter_mut().flatten() {
+            wanted |= ring.needs_interrupt()?;
         }
         if wanted {
             self.interrupt.used();
@@ -217,7 +215,7 @@ impl<D: Device> Handler for Worker<D> {
                 Flow::Done
             }
             DEVICE_TAG.. => {
-                if let Err(fault) = self.settle(None) {
+                if let Err(fault) = self.settle(cx) {
                     self.fault(fault, cx);
                 }
                 Flow::Done

@@ -1,0 +1,22 @@
+//! The real program with the bare-metal guest on /dev/kvm: what a user sees of a machine, from outside.
+//!
+//! `monitor` starts the program and ends it, `client` speaks QMP, `stall` is a file that blocks, `pty` a terminal; the
+//! other modules are the tests, a theme each. Where there is no /dev/kvm each test says so and is skipped. Every wait
+//! is bounded, and a test that fails prints all that the monitor and its guest said.
+//!
+//! The guest is built from `tests/guest`, or named by LOOPVISOR_GUEST.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test's own functions need them too")]
+
+mod client;
+mod monitor;
+mod proc;
+mod pty;
+mod stall;
+
+mod disk;
+mod iothread;
+mod machine;
+mod pause;
+mod qmp;
+mod qmp_hostile;

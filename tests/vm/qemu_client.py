@@ -1,0 +1,57 @@
+"""Drives a machine by the library that QEMU's own users have: `qemu_client.py SOCKET`. The last thing it does is quit."""
+
+import asyncio
+import sys
+
+from qemu.qmp import ExecuteError, QMPClient
+
+
+async def main(path):
+    client = QMPClient('loopvisor')
+    events = []
+
+    async def collect(event):
+        events.append(event['event'])
+
+    await client.connect(path)
+    assert client.greeting.QMP.version.get('package', '').startswith('loopvisor')
+    with client.listener() as listener:
+        assert (await client.execute('query-status'))['status'] == 'running'
+        assert await client.execute('stop') == {}
+        await collect(await asyncio.wait_for(listener.get(), 30))
+        assert (await client.execute('query-status')) == {
+            'running': False, 'singlestep': False, 'status': 'paused'}
+        assert await client.execute('cont') == {}
+        await collect(await asyncio.wait_for(listener.get(), 30))
+        for command in await client.execute('query-commands'):
+            if command['name'].startswith('query-'):
+                await client.execute(command['name'])
+        [disk] = await client.execute('query-block')
+        assert disk['device'] == 'vda' and disk['inserted']['drv'] == 'raw'
+        assert (await client.execute('query-kvm'))['enabled']
+        # Several at once: the library tells answers apart by their ids.
+        answers = await asyncio.gather(*(client.execute('query-name') for _ in range(32)))
+        assert answers == [{'name': 'web1'}] * 32
+        try:
+            await client.execute('no-such-command')
+            raise AssertionError('an unknown command succeeded')
+        except ExecuteError as error:
+            assert error.error_class == 'CommandNotFound'
+        try:
+            await client.execute('stop', {'now': True})
+            raise AssertionError('an unknown argument was taken')
+        except ExecuteError as error:
+            assert error.error_class == 'GenericError' and 'now' in str(error)
+        assert await client.execute('quit') == {}
+        event = await asyncio.wait_for(listener.get(), 30)
+        await collect(event)
+        assert event['data'] == {'guest': False, 'reason': 'host-qmp-quit'}
+    try:
+        await client.disconnect()
+    except EOFError:
+        pass  # The monitor closed the connection first, as it should.
+    assert events == ['STOP', 'RESUME', 'SHUTDOWN'], events
+    print('all went well')
+
+
+asyncio.run(main(sys.argv[1]))
