@@ -1,7 +1,10 @@
 //! The round trip of `query-status`: while the machine is idle, while one disk is busy, and while eight are.
 
-use std::thread::sleep;
+use std::path::Path;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use loopvisor::sys::tune;
 
 use super::Result;
 use super::monitor::{Cache, Drive, Machine, Monitor};
@@ -19,7 +22,6 @@ const A_SECOND: u32 = 60;
 const CASES: [(&str, usize); 3] = [("idle", 0), ("one busy disk", 1), ("eight busy disks", 8)];
 
 pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
-    run_ahead();
     let scratch = Scratch::new("/dev/shm")?;
     let drives: Vec<Drive> = (0..8)
         .map(|i| {
@@ -41,7 +43,7 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
                 let machine = Machine { words, drives: drives[..(*busy).max(1)].to_vec(), qmp: Some(qmp.clone()) };
                 let mut running = Running::start(monitor.command(programs, &machine))?;
                 running.line(if *busy == 0 { "idle: begin" } else { "load: begin" })?;
-                let mut times = round_trips(&mut Client::connect(&qmp)?)?;
+                let mut times = ask(&qmp)?;
                 p50.push(percentile(&mut times, 50));
                 p99.push(percentile(&mut times, 99));
                 running.kill()?;
@@ -62,8 +64,7 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     }
     table.print(&format!(
         "QMP: the round trip of query-status, one at a time, {A_SECOND} a second, {ASKED} of them; medians of {ROUNDS} \
-         rounds; each disk on an iothread of its own, with 32 random reads of 4 KiB in flight; the \
-         client runs at real-time priority."
+         rounds; each disk on an iothread of its own, with 32 random reads of 4 KiB in flight."
     ));
     let [idle, _, eight] = samples;
     let ratio = |monitor: usize| median(&eight[monitor].1) / median(&idle[monitor].1);
@@ -73,14 +74,16 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     ])
 }
 
-/// Lets this thread run as soon as it wakes, so that a client's wait for a processor is not taken for the monitor's
-/// delay. The monitors do not inherit it.
-fn run_ahead() {
-    let priority = libc::sched_param { sched_priority: 1 };
-    // SAFETY: reads one sched_param; 0 is the calling thread.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &priority) } != 0 {
-        eprintln!("loopvisor-bench: no real-time priority for the QMP client: its own delays are in the figures");
-    }
+/// Asks from a thread of its own, whose wish for short turns the monitors do not inherit: a client's wait for a processor
+/// is not to be taken for the monitor's delay.
+fn ask(qmp: &Path) -> Result<Vec<f64>> {
+    let mut client = Client::connect(qmp)?;
+    let asking = || {
+        tune::short_slice();
+        round_trips(&mut client).map_err(|error| error.to_string())
+    };
+    let times = thread::scope(|scope| scope.spawn(asking).join());
+    Ok(times.map_err(|_| "the client's thread failed")??)
 }
 
 /// The times of all round trips, in microseconds.
