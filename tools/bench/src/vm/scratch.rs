@@ -9,13 +9,23 @@ use super::Result;
 /// Size of an image in bytes.
 pub const IMAGE_BYTES: u64 = 256 << 20;
 
+/// How the directories are called, before the number of the process.
+const PREFIX: &str = "loopvisor-bench-";
+
 /// The directory.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one below `parent`.
+    /// Makes one below `parent`, and removes those of earlier runs that were ended before they could.
     pub fn new(parent: &str) -> Result<Scratch> {
-        let path = Path::new(parent).join(format!("loopvisor-bench-{}", std::process::id()));
+        for entry in fs::read_dir(parent)?.flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let path = Path::new(parent).join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&path).map_err(|error| format!("{path:?}: {error}"))?;
         Ok(Scratch(path))
     }
