@@ -343,7 +343,7 @@ fn p5_no_kick_is_lost_between_a_driver_and_a_device_that_really_run_at_once() {
         let (mut ring, mut vring) = rig(4, event_idx);
         let (kick, stop, rounds) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let device = scope.spawn(|| {
                 while !stop.load(SeqCst) {
                     if kick.swap(false, SeqCst) {
                         while heads(&mut ring, 3).1.unwrap() == Served::More {}
@@ -370,6 +370,8 @@ fn p5_no_kick_is_lost_between_a_driver_and_a_device_that_really_run_at_once() {
                         stop.store(true, SeqCst);
                         panic!("asleep in round {round} with a chain available");
                     }
+                    assert!(!device.is_finished());
+                    std::thread::yield_now();
                 }
             }
             stop.store(true, SeqCst);
