@@ -20,7 +20,7 @@ use crate::sys::socket;
 
 /// Clients of one socket at a time. More are let go at once: each costs descriptors and up to half a megabyte.
 const MAX_CLIENTS: usize = 32;
-/// How long nobody is accepted after an accept has failed, for want of descriptors for example.
+/// How long nobody is accepted after one could not be, for want of descriptors for example.
 const REST_NS: u64 = 1_000_000_000;
 const SOCKET: u32 = 0;
 const REST: u32 = 1;
@@ -50,6 +50,15 @@ impl Listener {
         listener.set_nonblocking(true).context(|| name.clone())?;
         let file = (file.dev(), file.ino());
         Ok(Listener { name, path: path.to_path_buf(), file, listener, watches: None, control, tickets: Arc::new(()) })
+    }
+
+    /// Leaves the socket alone for a while: another try at once would be in vain, and a flood of the log.
+    fn rest(&self, cx: &mut Cx<'_>) -> Result<Flow> {
+        if let Some((socket, rest)) = self.watches {
+            cx.set_interest(socket, Interest::NONE)?;
+            cx.arm(rest, cx.now_ns() + REST_NS)?;
+        }
+        Ok(Flow::Done)
     }
 }
 
@@ -90,9 +99,10 @@ impl Handler for Listener {
 
     /// Takes one client a call; while more are waiting the socket stays ready.
     fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
-        let Some((socket, rest)) = self.watches else { return Ok(Flow::Idle) };
         if event.tag == REST {
-            cx.set_interest(socket, Interest::READ)?;
+            if let Some((socket, _)) = self.watches {
+                cx.set_interest(socket, Interest::READ)?;
+            }
             return Ok(Flow::Done);
         }
         let stream = match self.listener.accept() {
@@ -101,11 +111,8 @@ impl Handler for Listener {
                 return Ok(Flow::Idle);
             }
             Err(e) => {
-                // The client still waits: to ask again at once would be in vain, and a flood of the log.
                 warn!("{}: accept a client: {e}", self.name);
-                cx.set_interest(socket, Interest::NONE)?;
-                cx.arm(rest, cx.now_ns() + REST_NS)?;
-                return Ok(Flow::Done);
+                return self.rest(cx);
             }
         };
         if Arc::strong_count(&self.tickets) > MAX_CLIENTS {
@@ -119,6 +126,7 @@ impl Handler for Listener {
         if let Err(e) = added {
             // The client is let go; the next may have more luck.
             warn!("{}: {e}", self.name);
+            return self.rest(cx);
         }
         Ok(Flow::Done)
     }

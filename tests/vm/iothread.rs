@@ -114,7 +114,8 @@ fn rules_d1_1_and_d1_8_a_drive_on_an_iothread_costs_the_main_loop_and_the_vcpu_n
     }
     let main = main_events(&monitor.dump(1)) - main_before;
     assert!(main < REQUESTS / 10, "the main loop was called {main} times");
-    assert!(events(&mut client, "io1") - loop_before > REQUESTS / 10);
+    // One call serves as many requests as have come by then.
+    assert!(events(&mut client, "io1") > loop_before);
     let stats = client.call("query-blockstats");
     assert_eq!(stats[0]["stats"]["rd_operations"], REQUESTS);
 }

@@ -1,13 +1,14 @@
 //! How a machine begins and ends, its terminal, its signals, and its rest.
 
 use std::fs::{self, File};
+use std::io::{Write, pipe};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::monitor::{Monitor, PATIENCE, Setup, guest, has_kvm, skipped};
+use crate::monitor::{Monitor, Setup, guest, has_kvm, skipped};
 use crate::proc;
 use crate::pty::Pty;
 
@@ -234,30 +235,26 @@ fn a_file_as_input_reaches_the_guest_whole() {
 
 #[test]
 fn output_that_nobody_reads_stops_neither_the_guest_nor_qmp() {
-    // Each request of blk-hostile's cases is a line; the pipe of one page is full after the first.
     let Some(setup) = Setup::guest("mode=echo end=acpi") else { return };
     let path = setup.folder.path("input");
-    fs::write(&path, "a".repeat(20_000) + "q").unwrap();
-    let mut held = Command::new("sleep").arg("600").stdin(Stdio::piped()).spawn().unwrap();
-    let pipe = held.stdin.take().unwrap();
-    let monitor_output = std::os::fd::OwnedFd::from(pipe);
-    let mut monitor = setup.stdin(File::open(&path).unwrap()).stdout(monitor_output).start();
+    fs::write(&path, "a".repeat(1000) + "q").unwrap();
+    let (_reader, mut writer) = pipe().unwrap();
+    // A pipe holds 64 KiB unless told otherwise: there is no room for one byte of the guest's.
+    writer.write_all(&[b'.'; 64 << 10]).unwrap();
+    let mut monitor = setup.stdin(File::open(&path).unwrap()).stdout(writer).start();
     let mut client = monitor.qmp();
-    // 20,000 lines of ten bytes are three pipes' worth. The guest gets through them, and QMP answers meanwhile.
-    assert_eq!(client.call("query-status")["status"].as_str().map(|_| ()), Some(()));
+    // The guest gets through its thousand lines, and QMP answers meanwhile.
+    client.call("query-status");
     client.await_event("SHUTDOWN");
     assert_eq!(monitor.exit_code(), 0);
-    let _ = held.kill();
-    let _ = held.wait();
 }
 
 #[test]
 fn output_whose_reader_is_gone_stops_neither_the_guest_nor_qmp() {
     let Some(setup) = Setup::guest("mode=echo end=acpi") else { return };
-    let mut reader = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
-    let pipe = reader.stdin.take().unwrap();
-    reader.wait().unwrap();
-    let mut monitor = setup.stdin(Stdio::piped()).stdout(std::os::fd::OwnedFd::from(pipe)).start();
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let mut monitor = setup.stdin(Stdio::piped()).stdout(writer).start();
     monitor.qmp().call("query-status");
     monitor.type_in("q");
     assert_eq!(monitor.exit_code(), 0);
@@ -311,5 +308,4 @@ fn an_idle_machine_wakes_no_loop_in_ten_seconds() {
         loops.as_array().unwrap().iter().all(|one| one["loop"]["asleep-ns"].as_u64() > Some(10_000_000_000)),
         "{loops}"
     );
-    assert!(PATIENCE > REST);
 }

@@ -1,0 +1,247 @@
+//! Linux, end to end: Debian's stock kernel in the real monitor, few boots that each prove much.
+//!
+//! They need a KVM under which Linux runs: hardware, or the nested host (docs/testing.md). Nothing here is measured, and
+//! every wait is bounded.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "the lints' exception for tests")]
+#![allow(unsafe_code, reason = "a signal to the monitor has no safe function")]
+#![allow(missing_docs, reason = "the names say it")]
+
+#[path = "linux/monitor.rs"]
+mod monitor;
+
+use std::collections::HashSet;
+use std::fs;
+
+use monitor::{Directory, Monitor};
+use serde_json::{Value, json};
+
+/// What Linux warns of in a machine where nothing is wrong.
+const ACCEPTED: [&str; 3] = [
+    // There is no PCI, and we say so.
+    "PCI: Fatal: No config space access function found",
+    "PCI: System does not support PCI",
+    // Unsigned, because its debugging symbols were removed.
+    "module verification failed",
+];
+
+/// The warnings in the kernel's log that are none of those accepted.
+///
+/// QEMU's emulated SVM lets a guest's XSETBV pass without telling the KVM above it, which therefore answers CPUID leaf
+/// 0xD with the sizes of another state: Linux prints a warning of many lines in every monitor under it.
+fn unexpected_warnings(monitor: &Monitor) -> Vec<String> {
+    let mut warnings = monitor.lines("warning: ");
+    let place = |text: &str| warnings.iter().position(|line| line.contains(text));
+    if let (Some(start), Some(end)) = (place("XSAVE consistency problem"), place("[ end trace")) {
+        // The line before it is the one to cut along.
+        warnings.drain(start.saturating_sub(1)..=end);
+    }
+    warnings.retain(|line| !line.contains("CPUID[0d") && !ACCEPTED.iter().any(|accepted| line.contains(accepted)));
+    warnings
+}
+
+/// What no guest's console may show.
+const TROUBLES: [&str; 9] =
+    ["lockup", "LOCKUP", "stall", "blocked for more", "BUG", "Oops", "unstable", "I/O error", "doesn't work"];
+
+fn assert_no_trouble(monitor: &Monitor) {
+    let console = monitor.console();
+    let troubles: Vec<_> =
+        console.lines().filter(|line| TROUBLES.iter().any(|trouble| line.contains(trouble))).collect();
+    assert!(troubles.is_empty(), "{troubles:#?}");
+}
+
+/// The topology that `count` vCPUs have: cores of one package, a thread each.
+fn topology(count: u32) -> Vec<String> {
+    let cores = if count == 1 { "0".to_string() } else { format!("0-{}", count - 1) };
+    (0..count).map(|cpu| format!("cpu{cpu}: package 0 core {cpu} threads {cpu} cores {cores}")).collect()
+}
+
+fn assert_topology(monitor: &Monitor, count: u32) {
+    let lines: Vec<_> = monitor.lines("cpu").into_iter().map(|line| format!("cpu{line}")).collect();
+    assert_eq!(lines, topology(count));
+}
+
+/// The only event of a machine that ended itself.
+fn shutdown(guest: bool, reason: &str) -> (String, Value) {
+    ("SHUTDOWN".to_string(), json!({ "guest": guest, "reason": reason }))
+}
+
+/// Bytes that no file system writes by chance.
+fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// That an ext2 image holds all of `data`, in blocks at any place.
+fn assert_holds(image: &str, data: &[u8]) {
+    const BLOCK: usize = 1024;
+    let image_bytes = fs::read(image).unwrap();
+    assert_eq!(image_bytes[1080..1082], [0x53, 0xef], "{image}: the magic number of ext2");
+    let blocks: HashSet<&[u8]> = image_bytes.chunks(BLOCK).collect();
+    let missing = data.chunks_exact(BLOCK).filter(|block| !blocks.contains(block)).count();
+    assert_eq!(missing, 0, "{image}: blocks of the file that are not there");
+}
+
+/// A kernel as a distribution ships it, with a disk on each of two iothreads, one on the main loop and one that is
+/// read-only: what the kernel says of the machine, and where the data ends up.
+#[test]
+fn a_stock_kernel_finds_everything_there_is_and_its_files_reach_the_images() {
+    let directory = Directory::new();
+    let source = noise(2_000_500);
+    let readonly = directory.file("readonly.img");
+    fs::write(&readonly, &source).unwrap();
+    let on_disk = Directory::on_disk();
+    let direct = std::env::var("LOOPVISOR_DISK").unwrap_or_else(|_| on_disk.image("direct.img", 32 << 20));
+    let direct_size = monitor::size(&direct);
+    let images = [directory.image("a.img", 48 << 20), direct, directory.image("c.img", 24 << 20)];
+    let drives = [
+        format!("id=one,file={},direct=off,iothread=a,serial=first", images[0]),
+        format!("id=two,file={},direct=on,iothread=b", images[1]),
+        format!("id=three,file={},direct=off", images[2]),
+        format!("id=four,file={readonly},direct=off,readonly=on,iothread=a,serial=serial-number-of-20b"),
+    ];
+    let mut options = vec!["-iothread", "id=a", "-iothread", "id=b"];
+    options.extend(drives.iter().flat_map(|drive| ["-drive", drive]));
+    let mut monitor = Monitor::start("vmlinuz", "loopvisor.script=report,copy", &options);
+    let qmp = monitor.qmp();
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    assert_eq!(qmp.finish(), [shutdown(true, "guest-shutdown")]);
+
+    let console = monitor.console();
+    for line in
+        ["kvm-clock: Using msrs", "TSC deadline timer available", "x2apic enabled", "ACPI: PM: (supports S0 S5)"]
+    {
+        assert!(console.contains(line), "the kernel did not say {line:?}");
+    }
+    assert_no_trouble(&monitor);
+    assert_eq!(monitor.lines("timer: "), ["lapic-deadline"]);
+    assert!(["kvm-clock", "tsc"].map(String::from).contains(&monitor.lines("clocksource: ")[0]));
+    assert_topology(&monitor, 1);
+    assert_eq!(unexpected_warnings(&monitor), Vec::<String>::new());
+    let disks = monitor.lines("disk ");
+    let expected = [
+        format!("vda: {} bytes, read-write", 48 << 20),
+        format!("vdb: {direct_size} bytes, read-write"),
+        format!("vdc: {} bytes, read-write", 24 << 20),
+        format!("vdd: {} bytes, read-only", source.len() / 512 * 512),
+        "vda: serial first, LNRO0005:00".to_string(),
+        "vdb: serial two, LNRO0005:01".to_string(),
+        "vdc: serial three, LNRO0005:02".to_string(),
+        "vdd: serial serial-number-of-20b, LNRO0005:03".to_string(),
+    ];
+    assert_eq!(disks, expected);
+    let interrupts = monitor.lines("interrupt: ");
+    for (line, owner) in [(4, "ttyS0"), (5, "virtio0"), (6, "virtio1"), (7, "virtio2"), (8, "virtio3")] {
+        let found = interrupts.iter().any(|interrupt| {
+            let words: Vec<_> = interrupt.split_whitespace().collect();
+            words.ends_with(&["IO-APIC", &format!("{line}-edge"), owner])
+        });
+        assert!(found, "{owner} has no edge on line {line}: {interrupts:#?}");
+    }
+    for image in &images {
+        assert_holds(image, &source[..source.len() / 512 * 512]);
+    }
+}
+
+/// Counters of the only disk: bytes read and bytes written.
+fn bytes(stats: &Value) -> [u64; 2] {
+    ["rd_bytes", "wr_bytes"].map(|key| stats[0]["stats"][key].as_u64().unwrap())
+}
+
+/// The same as the guest counts them, in a line `load: N rounds, R read, W written`.
+fn guest_bytes(line: &str) -> [u64; 2] {
+    let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    [numbers[1], numbers[2]]
+}
+
+/// The unpacked kernel with two vCPUs: nothing before `cont`, a disk load that twenty stops do not disturb, and an end
+/// by `quit` in its midst. The guest compares what it reads with what it wrote.
+#[test]
+fn an_elf_kernel_waits_for_cont_and_its_disk_load_survives_twenty_stops() {
+    let directory = Directory::new();
+    let drive = format!("id=vda,file={},direct=off,iothread=io", directory.image("disk.img", 64 << 20));
+    let words = "loglevel=5 loopvisor.script=report,load loopvisor.seconds=3600";
+    let options = ["-smp", "2", "-S", "-iothread", "id=io", "-drive", &drive];
+    let mut monitor = Monitor::start("vmlinux", words, &options);
+    let mut qmp = monitor.qmp();
+    for _ in 0..100 {
+        assert_eq!(qmp.run("query-status")["status"], "prelaunch");
+    }
+    assert_eq!(monitor.console(), "", "before cont");
+    qmp.run("cont");
+    let (mut seen, _) = monitor.wait_for("written", 0);
+    assert_topology(&monitor, 2);
+
+    for round in 0..20 {
+        qmp.run("stop");
+        assert_eq!(qmp.run("query-status")["status"], "paused");
+        let stats = qmp.run("query-blockstats");
+        assert_eq!(stats[0]["stats"]["in_flight_operations"], 0);
+        assert_eq!(qmp.run("query-blockstats"), stats, "nothing moves while the machine stands");
+        qmp.run("cont");
+        if round % 4 == 0 {
+            seen = monitor.wait_for("written", seen).0;
+        }
+    }
+    let (_, before) = monitor.wait_for("written", seen);
+    let stats = qmp.run("query-blockstats");
+    let counted = bytes(&stats);
+    // The first of two new lines may have been on its way already.
+    let (seen, _) = monitor.wait_for("written", monitor.lines("load: ").len());
+    let (_, after) = monitor.wait_for("written", seen);
+    for (what, index) in [("read", 0), ("written", 1)] {
+        let (low, high) = (guest_bytes(&before)[index], guest_bytes(&after)[index]);
+        assert!((low..=high).contains(&counted[index]), "{what}: {low} to {high}, and we say {}", counted[index]);
+    }
+    assert!(["failed_rd_operations", "invalid_wr_operations"].iter().all(|key| stats[0]["stats"][*key] == 0));
+    assert_eq!(qmp.run("query-block")[0]["inserted"]["image"]["virtual-size"], 64 << 20);
+    assert_no_trouble(&monitor);
+
+    qmp.run("quit");
+    assert_eq!(monitor.wait(), 0);
+    let mut events = vec![("RESUME".to_string(), Value::Null)];
+    for _ in 0..20 {
+        events.extend([("STOP".to_string(), Value::Null), ("RESUME".to_string(), Value::Null)]);
+    }
+    events.push(shutdown(false, "host-qmp-quit"));
+    assert_eq!(qmp.finish(), events);
+}
+
+/// A machine that resets itself ends: `words` and `options` say which and how, `check` what else is to be true.
+fn resets(words: &str, options: &[&str], check: impl FnOnce(&Monitor)) {
+    let mut monitor = Monitor::start("vmlinuz", words, options);
+    let qmp = monitor.qmp();
+    monitor.wait_for("loopvisor guest is up", 0);
+    assert_eq!(monitor.wait(), 0);
+    assert_eq!(qmp.finish(), [shutdown(true, "guest-reset")]);
+    assert_no_trouble(&monitor);
+    check(&monitor);
+}
+
+#[test]
+fn four_vcpus_are_cores_of_one_package_and_a_triple_fault_is_a_reset() {
+    resets("reboot=t loglevel=5 loopvisor.script=report,reboot", &["-smp", "4"], |monitor| assert_topology(monitor, 4));
+}
+
+#[test]
+fn the_reset_line_of_the_keyboard_controller_is_a_reset() {
+    resets("reboot=k loglevel=5 loopvisor.script=reboot", &[], |_| ());
+}
+
+/// Without ACPI this kernel finds one vCPU, the serial port, and nothing else: it was built without MP tables and
+/// without `virtio_mmio.device=`.
+#[test]
+fn without_acpi_the_kernel_comes_up_on_one_vcpu_and_a_panic_is_a_reset() {
+    resets("acpi=off reboot=k loglevel=5 loopvisor.script=panic", &["-smp", "2"], |monitor| {
+        assert_eq!(monitor.lines("vcpus: "), ["1 (online: 0)"]);
+        assert!(monitor.console().contains("Kernel panic - not syncing: sysrq triggered crash"));
+    });
+}

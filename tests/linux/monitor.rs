@@ -1,0 +1,264 @@
+//! A monitor that runs, and everything a test may ask of it in bounded time.
+//!
+//! When a test fails while one lives, what the guest said and where the monitor stands (SIGUSR1) is printed.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long anything may take. The emulated processors of a nested host are slow, and others may use the host's.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// A directory of one test's own, removed with it.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// One for small files and sockets.
+    pub fn new() -> Directory {
+        Directory::under(&std::env::temp_dir())
+    }
+
+    /// One on a file system that is no memory: such a one may refuse O_DIRECT.
+    pub fn on_disk() -> Directory {
+        Directory::under(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    fn under(parent: &Path) -> Directory {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("loopvisor-linux-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = parent.join(name);
+        fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        self.0.join(name).into_os_string().into_string().unwrap()
+    }
+
+    /// A file of `size` bytes, all zero and none allocated.
+    pub fn image(&self, name: &str, size: u64) -> String {
+        let path = self.file(name);
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a program has written so far.
+#[derive(Clone, Default)]
+struct Output(Arc<(Mutex<Collected>, Condvar)>);
+
+#[derive(Default)]
+struct Collected {
+    bytes: Vec<u8>,
+    /// There will be no more.
+    ended: bool,
+}
+
+impl Output {
+    /// Reads `from` to its end, on a thread of its own.
+    fn collect(mut from: impl Read + Send + 'static) -> Output {
+        let output = Output::default();
+        let collected = output.clone();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            loop {
+                let read = from.read(&mut bytes).unwrap_or(0);
+                let mut text = collected.0.0.lock().unwrap();
+                text.bytes.extend(&bytes[..read]);
+                text.ended = read == 0;
+                collected.0.1.notify_all();
+                if read == 0 {
+                    return;
+                }
+            }
+        });
+        output
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.0.lock().unwrap_or_else(PoisonError::into_inner).bytes).into_owned()
+    }
+
+    /// What `find` finds in the text, as soon as it does; `None` at the limit, or at the end of the text.
+    fn wait<T>(&self, mut find: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        let until = Instant::now() + LIMIT;
+        let mut text = self.0.0.lock().unwrap();
+        loop {
+            let found = find(&String::from_utf8_lossy(&text.bytes));
+            let left = until.saturating_duration_since(Instant::now());
+            if found.is_some() || text.ended || left.is_zero() {
+                return found;
+            }
+            text = self.0.1.wait_timeout(text, left).unwrap().0;
+        }
+    }
+}
+
+/// A running monitor with a guest.
+pub struct Monitor {
+    child: Child,
+    console: Output,
+    log: Output,
+    socket: String,
+    // Last, so dropped last.
+    _directory: Directory,
+}
+
+impl Monitor {
+    /// Starts the monitor with a kernel of `LOOPVISOR_LINUX`, the test guest's initramfs, the words of the kernel's
+    /// command line that every test wants and these, and these options.
+    pub fn start(kernel: &str, words: &str, options: &[&str]) -> Monitor {
+        let linux = PathBuf::from(std::env::var_os("LOOPVISOR_LINUX").expect("LOOPVISOR_LINUX, see docs/testing.md"));
+        let file = |name: &str| path(&linux.join(name));
+        let append = format!("console=ttyS0 panic=-1 {words}");
+        let directory = Directory::new();
+        let socket = directory.file("qmp.sock");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_loopvisor"))
+            .args(["-kernel", &file(kernel), "-initrd", &file("initramfs.cpio"), "-append", &append])
+            .args(["-serial", "stdio", "-qmp", &format!("unix:{socket},server,nowait")])
+            .args(options)
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let console = Output::collect(child.stdout.take().unwrap());
+        let log = Output::collect(child.stderr.take().unwrap());
+        Monitor { child, console, log, socket, _directory: directory }
+    }
+
+    /// Everything the guest has written to its serial port.
+    pub fn console(&self) -> String {
+        self.console.text().replace('\r', "")
+    }
+
+    /// The lines of the console that begin like this, without that.
+    pub fn lines(&self, start: &str) -> Vec<String> {
+        self.console().lines().filter_map(|line| line.strip_prefix(start)).map(str::to_string).collect()
+    }
+
+    /// Waits until more than `old` whole lines have this in them: how many do then, and the last of them.
+    pub fn wait_for(&self, text: &str, old: usize) -> (usize, String) {
+        let found = self.console.wait(|console| {
+            let whole = &console[..console.rfind('\n')?];
+            let lines: Vec<_> = whole.lines().filter(|line| line.contains(text)).collect();
+            Some((lines.len(), lines.last()?.to_string())).filter(|(count, _)| *count > old)
+        });
+        found.unwrap_or_else(|| panic!("the guest did not say {text:?} within {LIMIT:?}"))
+    }
+
+    /// Waits for the monitor's end, and returns its exit code.
+    pub fn wait(&mut self) -> i32 {
+        // The end of its output is the end of the process, or is a moment before it.
+        self.console.wait(|_| None::<()>);
+        let until = Instant::now() + LIMIT;
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return ExitStatus::code(&status).unwrap_or_else(|| panic!("the monitor died: {status}"));
+            }
+            thread::yield_now();
+        }
+        panic!("the monitor did not end within {LIMIT:?}");
+    }
+
+    /// A client of its management socket, past the negotiation.
+    pub fn qmp(&self) -> Qmp {
+        let until = Instant::now() + LIMIT;
+        let stream = loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > until => panic!("{}: {error}", self.socket),
+                Err(_) => thread::yield_now(),
+            }
+        };
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut qmp = Qmp { lines: BufReader::new(stream), events: Vec::new() };
+        assert!(qmp.next().expect("a greeting").get("QMP").is_some());
+        qmp.run("qmp_capabilities");
+        qmp
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let said = self.log.text().len();
+            // SAFETY: a signal to our own child, which has not been waited for if it is still there.
+            unsafe { libc::kill(self.child.id() as i32, libc::SIGUSR1) };
+            // What stands where comes in several lines, of which none says that it is the last.
+            thread::sleep(Duration::from_secs(2));
+            let log = self.log.text();
+            println!("---- the guest's console ----\n{}", self.console());
+            println!("---- the monitor's log ----\n{}\n---- and where it stands ----\n{}", &log[..said], &log[said..]);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client of the management socket.
+pub struct Qmp {
+    lines: BufReader<UnixStream>,
+    /// The names and data of all events so far.
+    pub events: Vec<(String, Value)>,
+}
+
+impl Qmp {
+    /// The answer to a command without arguments; events that come before it are kept.
+    pub fn run(&mut self, command: &str) -> Value {
+        writeln!(self.lines.get_mut(), "{}", json!({ "execute": command })).unwrap();
+        loop {
+            let answer = self.next().unwrap_or_else(|| panic!("{command}: the connection ended"));
+            match answer.get("return") {
+                Some(value) => return value.clone(),
+                None => assert!(answer.get("event").is_some(), "{command}: {answer}"),
+            }
+        }
+    }
+
+    /// Reads up to the end of the connection: the names and data of all events.
+    pub fn finish(mut self) -> Vec<(String, Value)> {
+        while self.next().is_some() {}
+        self.events
+    }
+
+    /// The next thing the monitor says; `None` at the end.
+    fn next(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.lines.read_line(&mut line) {
+            Ok(0) => return None,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+            read => read.unwrap(),
+        };
+        let value: Value = serde_json::from_str(&line).unwrap();
+        if let Some(name) = value["event"].as_str() {
+            self.events.push((name.to_string(), value["data"].clone()));
+        }
+        Some(value)
+    }
+}
+
+/// How many bytes a file or block device has.
+pub fn size(path: &str) -> u64 {
+    fs::File::open(path).unwrap().seek(SeekFrom::End(0)).unwrap()
+}
+
+/// A path as a word of a command line.
+fn path(path: &Path) -> String {
+    path.to_str().unwrap().to_string()
+}
