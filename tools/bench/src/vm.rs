@@ -17,6 +17,7 @@ mod running;
 mod scratch;
 mod stopwatch;
 mod table;
+mod target;
 
 use std::error::Error;
 use std::fs;
@@ -34,18 +35,20 @@ pub const PARTS: [&str; 4] = ["boot", "memory", "disk", "qmp"];
 /// Above this load average others are using the processors, and the figures are theirs too.
 const QUIET_LOAD: f64 = 0.5;
 
-/// Measures the parts and prints their tables.
+/// Measures the parts and prints their tables, and last which targets are met.
 pub fn report(parts: &[&str]) -> Result<()> {
     let programs = Programs::find()?;
+    let mut figures = Vec::new();
     for &part in parts {
-        match part {
+        figures.extend(match part {
             "boot" => boot::report(&programs)?,
             "memory" => memory::report(&programs)?,
             "disk" => disk::report(&programs)?,
             "qmp" => qmp::report(&programs)?,
             _ => nested::report(&programs)?,
-        }
+        });
     }
+    target::print(&figures);
     Ok(())
 }
 

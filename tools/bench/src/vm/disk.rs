@@ -15,6 +15,7 @@ use super::programs::Programs;
 use super::running::{Running, number};
 use super::scratch::Scratch;
 use super::table::{Table, median};
+use super::target::{Figure, Limit};
 
 const ROUNDS: usize = 3;
 const DEPTHS: [u32; 2] = [1, 32];
@@ -40,6 +41,20 @@ struct Sample {
     kicks: f64,
 }
 
+impl Sample {
+    /// Of each figure the median.
+    fn median(samples: &[Sample]) -> Sample {
+        let of = |figure: fn(&Sample) -> f64| median(&samples.iter().map(figure).collect::<Vec<_>>());
+        Sample {
+            rate: of(|sample| sample.rate),
+            p50_us: of(|sample| sample.p50_us),
+            p99_us: of(|sample| sample.p99_us),
+            cpu_us: of(|sample| sample.cpu_us),
+            kicks: of(|sample| sample.kicks),
+        }
+    }
+}
+
 /// Who does the work.
 #[derive(Clone, Copy, PartialEq)]
 enum Contestant {
@@ -48,7 +63,10 @@ enum Contestant {
     Fio,
 }
 
-pub fn report(programs: &Programs) -> Result<()> {
+/// The medians of each case, a sample per contestant.
+type Medians = Vec<Vec<Sample>>;
+
+pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let (memory, disk) = (Scratch::new("/dev/shm")?, Scratch::new("/tmp")?);
     let (in_memory, on_disk) = (memory.image("disk")?, disk.image("disk")?);
     let case = |place: &str, file: &Path, operation: &'static str, cache: Cache, iothread: bool, depth: u32| Case {
@@ -59,32 +77,62 @@ pub fn report(programs: &Programs) -> Result<()> {
         iothread,
         depth,
     };
-    let mut cached = Vec::new();
+    let tmpfs: Vec<Case> = DEPTHS.map(|depth| case("tmpfs", &in_memory, "read", Cache::Cached, true, depth)).into();
+    let mut others = Vec::new();
     let mut direct = Vec::new();
     for depth in DEPTHS {
-        cached.push(case("tmpfs", &in_memory, "read", Cache::Cached, true, depth));
-        cached.push(case("tmpfs", &in_memory, "read", Cache::Cached, false, depth));
-        cached.push(case("tmpfs", &in_memory, "write", Cache::Cached, true, depth));
-        cached.push(case("page cache", &on_disk, "read", Cache::Cached, true, depth));
-        cached.push(case("page cache", &on_disk, "write", Cache::Cached, true, depth));
+        others.push(case("tmpfs", &in_memory, "read", Cache::Cached, false, depth));
+        others.push(case("tmpfs", &in_memory, "write", Cache::Cached, true, depth));
+        others.push(case("page cache", &on_disk, "read", Cache::Cached, true, depth));
+        others.push(case("page cache", &on_disk, "write", Cache::Cached, true, depth));
         direct.push(case("disk", &on_disk, "read", Cache::Direct, true, depth));
         direct.push(case("disk", &on_disk, "read", Cache::Direct, false, depth));
     }
     let monitors = [Contestant::Monitor(Monitor::Loopvisor), Contestant::Monitor(Monitor::Qemu)];
-    compare(programs, &cached, &monitors)?.print(&format!(
+    let all = [monitors[0], monitors[1], Contestant::Fio];
+    let mut table = new_table();
+    let tmpfs = compare(programs, &tmpfs, &monitors, &mut table)?;
+    compare(programs, &others, &monitors, &mut table)?;
+    table.print(&format!(
         "A disk in the host's memory (direct=off): random requests of 4 KiB, medians of {ROUNDS} rounds of {LOAD_MS} ms. \
          CPU is all threads but the vCPU."
     ));
-    compare(programs, &direct, &[monitors[0], monitors[1], Contestant::Fio])?.print(&format!(
+    let mut table = new_table();
+    let direct = compare(programs, &direct, &all, &mut table)?;
+    table.print(&format!(
         "A disk past the page cache (direct=on), and fio with io_uring on the host; medians of {ROUNDS} rounds of \
          {LOAD_MS} ms."
     ));
-    Ok(())
+    Ok(targets(&tmpfs, &direct))
 }
 
-/// Lets the contestants do each case, in turns.
-fn compare(programs: &Programs, cases: &[Case], contestants: &[Contestant]) -> Result<Table> {
-    let mut table = Table::new(&["", "", "requests/s", "p50 us", "p99 us", "CPU us a request", "kicks a request"]);
+/// The issue's targets: tmpfs at both depths, and the real disk on an iothread at both.
+fn targets(tmpfs: &Medians, direct: &Medians) -> Vec<Figure> {
+    let tmpfs = |name: &str, case: usize, read: fn(&Sample) -> f64, limit| {
+        Figure::new(format!("disk on tmpfs, {name}"), read(&tmpfs[case][0]), read(&tmpfs[case][1]), limit)
+    };
+    let to_fio = |depth: u32, case: usize| {
+        let rate = |contestant: usize| direct[case][contestant].rate / direct[case][2].rate;
+        let name = format!("real disk, depth {depth}, requests/s to fio's");
+        Figure::new(name, rate(0), rate(1), Limit::AtLeast(0.95))
+    };
+    vec![
+        tmpfs("depth 32, requests/s", 1, |sample| sample.rate, Limit::AtLeast(420_000.0)),
+        tmpfs("depth 32, CPU us a request", 1, |sample| sample.cpu_us, Limit::AtMost(2.0)),
+        tmpfs("depth 1, requests/s", 0, |sample| sample.rate, Limit::AtLeast(115_000.0)),
+        tmpfs("depth 1, p99 us", 0, |sample| sample.p99_us, Limit::AtMost(14.0)),
+        to_fio(DEPTHS[0], 0),
+        to_fio(DEPTHS[1], 2),
+    ]
+}
+
+fn new_table() -> Table {
+    Table::new(&["", "", "requests/s", "p50 us", "p99 us", "CPU us a request", "kicks a request"])
+}
+
+/// Lets the contestants do each case, in turns; a row of the table for each.
+fn compare(programs: &Programs, cases: &[Case], contestants: &[Contestant], table: &mut Table) -> Result<Medians> {
+    let mut medians = Vec::new();
     for case in cases {
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contestants.len()];
         for _ in 0..ROUNDS {
@@ -95,24 +143,25 @@ fn compare(programs: &Programs, cases: &[Case], contestants: &[Contestant]) -> R
                 });
             }
         }
-        for (contestant, samples) in contestants.iter().zip(&samples) {
+        let middle: Vec<Sample> = samples.iter().map(|samples| Sample::median(samples)).collect();
+        for (contestant, sample) in contestants.iter().zip(&middle) {
             let name = match contestant {
                 Contestant::Monitor(monitor) => monitor.name(),
                 Contestant::Fio => "fio",
             };
-            let of = |figure: fn(&Sample) -> f64| median(&samples.iter().map(figure).collect::<Vec<_>>());
             table.row([
                 case.name.clone(),
                 name.to_owned(),
-                format!("{:.0}", of(|sample| sample.rate)),
-                format!("{:.1}", of(|sample| sample.p50_us)),
-                format!("{:.1}", of(|sample| sample.p99_us)),
-                format!("{:.2}", of(|sample| sample.cpu_us)),
-                format!("{:.3}", of(|sample| sample.kicks)),
+                format!("{:.0}", sample.rate),
+                format!("{:.1}", sample.p50_us),
+                format!("{:.1}", sample.p99_us),
+                format!("{:.2}", sample.cpu_us),
+                format!("{:.3}", sample.kicks),
             ]);
         }
+        medians.push(middle);
     }
-    Ok(table)
+    Ok(medians)
 }
 
 /// One run of the guest. It does not end by itself, so that the process can be looked at when the load is over.

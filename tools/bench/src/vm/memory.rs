@@ -6,20 +6,30 @@ use std::time::Duration;
 
 use super::Result;
 use super::monitor::{Cache, Drive, Machine, Monitor};
-use super::process;
+use super::process::{self, Memory};
 use super::programs::Programs;
 use super::running::Running;
 use super::scratch::Scratch;
 use super::table::Table;
+use super::target::{Figure, Limit};
 
 /// Until everything that a start leaves behind is over.
 const SETTLE: Duration = Duration::from_secs(2);
 const WATCHED: Duration = Duration::from_secs(10);
 
-pub fn report(programs: &Programs) -> Result<()> {
+/// What one monitor costs.
+struct Cost {
+    memory: Memory,
+    threads: usize,
+    descriptors: usize,
+    binary_bytes: u64,
+    cpu_us: u64,
+    wakes: u64,
+}
+
+pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let scratch = Scratch::new("/dev/shm")?;
     let drive = Drive { file: scratch.image("disk")?, cache: Cache::Cached, read_only: true, iothread: true };
-    let mut table = Table::new(&["", "loopvisor", "QEMU"]);
     // Both idle at the same time, which costs neither anything.
     let mut running = Vec::new();
     for monitor in [Monitor::Loopvisor, Monitor::Qemu] {
@@ -30,30 +40,51 @@ pub fn report(programs: &Programs) -> Result<()> {
         running.push(started);
     }
     sleep(SETTLE);
-    let pids: Vec<u32> = running.iter().map(Running::pid).collect();
-    let each = |read: &dyn Fn(u32) -> Result<String>| pids.iter().map(|&pid| read(pid)).collect::<Result<Vec<_>>>();
-    let before = pids.iter().map(|&pid| process::used(pid)).collect::<Result<Vec<_>>>()?;
+    let before = running.iter().map(|running| process::used(running.pid())).collect::<Result<Vec<_>>>()?;
     sleep(WATCHED);
-    let after = pids.iter().map(|&pid| process::used(pid)).collect::<Result<Vec<_>>>()?;
-    let mut row = |name: &str, cells: Vec<String>| table.row([name.to_owned()].into_iter().chain(cells));
-    row("resident, KiB", each(&|pid| Ok(process::memory(pid)?.rss.to_string()))?);
-    row("proportional (PSS), KiB", each(&|pid| Ok(process::memory(pid)?.pss.to_string()))?);
-    row("private dirty, KiB", each(&|pid| Ok(process::memory(pid)?.private_dirty.to_string()))?);
-    row("guest's pages, KiB", each(&|pid| Ok(process::memory(pid)?.guest.to_string()))?);
-    row("threads, of KVM's own too", each(&|pid| Ok(process::threads(pid)?.len().to_string()))?);
-    row("descriptors", each(&|pid| Ok(process::descriptors(pid)?.to_string()))?);
-    row("binary, bytes", each(&|pid| Ok(fs::metadata(format!("/proc/{pid}/exe"))?.len().to_string()))?);
-    let used = |read: &dyn Fn(&process::Used) -> u64| {
-        before.iter().zip(&after).map(|(before, after)| (read(after) - read(before)).to_string()).collect()
-    };
-    row("CPU in 10 s, us", used(&|used| used.cpu_ns / 1000));
-    row("wake-ups in 10 s", used(&|used| used.sleeps));
+    let mut costs = Vec::new();
+    for (running, before) in running.iter().zip(before) {
+        let pid = running.pid();
+        let after = process::used(pid)?;
+        costs.push(Cost {
+            memory: process::memory(pid)?,
+            threads: process::threads(pid)?.len(),
+            descriptors: process::descriptors(pid)?,
+            binary_bytes: fs::metadata(format!("/proc/{pid}/exe"))?.len(),
+            cpu_us: (after.cpu_ns - before.cpu_ns) / 1000,
+            wakes: after.sleeps - before.sleeps,
+        });
+    }
     for running in running {
         running.kill()?;
     }
+    print(&costs);
+    let figure = |name, read: fn(&Cost) -> u64, most| {
+        Figure::new(name, read(&costs[0]) as f64, read(&costs[1]) as f64, Limit::AtMost(most))
+    };
+    Ok(vec![
+        figure("PSS, KiB", |cost| cost.memory.pss, 2000.0),
+        figure("private dirty, KiB", |cost| cost.memory.private_dirty, 200.0),
+        figure("wake-ups in 10 s", |cost| cost.wakes, 0.0),
+    ])
+}
+
+fn print(costs: &[Cost]) {
+    let mut table = Table::new(&["", "loopvisor", "QEMU"]);
+    let mut row = |name: &str, read: fn(&Cost) -> u64| {
+        table.row([name.to_owned()].into_iter().chain(costs.iter().map(|cost| read(cost).to_string())));
+    };
+    row("resident, KiB", |cost| cost.memory.rss);
+    row("proportional (PSS), KiB", |cost| cost.memory.pss);
+    row("private dirty, KiB", |cost| cost.memory.private_dirty);
+    row("guest's pages, KiB", |cost| cost.memory.guest);
+    row("threads, one of KVM's own among them", |cost| cost.threads as u64);
+    row("descriptors", |cost| cost.descriptors as u64);
+    row("binary, bytes", |cost| cost.binary_bytes);
+    row("CPU in 10 s, us", |cost| cost.cpu_us);
+    row("wake-ups in 10 s", |cost| cost.wakes);
     table.print(
         "An idle machine: 256 MiB, 1 vCPU, a disk on an iothread, QMP. Memory is the monitor's without the mapping of \
          the guest's RAM; CPU and wake-ups are those of all threads but the vCPU.",
     );
-    Ok(())
 }

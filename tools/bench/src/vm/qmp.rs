@@ -10,6 +10,7 @@ use super::qmp_client::Client;
 use super::running::Running;
 use super::scratch::Scratch;
 use super::table::{Table, median};
+use super::target::{Figure, Limit};
 use crate::stats::percentile;
 
 const ROUNDS: usize = 3;
@@ -17,7 +18,7 @@ const ASKED: u32 = 250;
 const A_SECOND: u32 = 60;
 const CASES: [(&str, usize); 3] = [("idle", 0), ("one busy disk", 1), ("eight busy disks", 8)];
 
-pub fn report(programs: &Programs) -> Result<()> {
+pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     run_ahead();
     let scratch = Scratch::new("/dev/shm")?;
     let drives: Vec<Drive> = (0..8)
@@ -64,7 +65,12 @@ pub fn report(programs: &Programs) -> Result<()> {
          rounds; each disk on an iothread of its own, with 32 random reads of 4 KiB in flight; the \
          client runs at real-time priority."
     ));
-    Ok(())
+    let [idle, _, eight] = samples;
+    let ratio = |monitor: usize| median(&eight[monitor].1) / median(&idle[monitor].1);
+    Ok(vec![
+        Figure::new("QMP, idle, p50 us", median(&idle[0].0), median(&idle[1].0), Limit::AtMost(150.0)),
+        Figure::new("QMP, eight busy iothreads, p99 to idle's", ratio(0), ratio(1), Limit::AtMost(1.5)),
+    ])
 }
 
 /// Lets this thread run as soon as it wakes, so that a client's wait for a processor is not taken for the monitor's
