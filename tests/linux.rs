@@ -237,7 +237,8 @@ fn the_reset_line_of_the_keyboard_controller_is_a_reset() {
 }
 
 /// Without ACPI this kernel finds one vCPU, the serial port, and nothing else: it was built without MP tables and
-/// without `virtio_mmio.device=`.
+/// without `virtio_mmio.device=`. The end is a panic, because an orderly restart was seen to wait for good there, with the
+/// vCPU in the kernel's idle loop.
 #[test]
 fn without_acpi_the_kernel_comes_up_on_one_vcpu_and_a_panic_is_a_reset() {
     resets("acpi=off reboot=k loglevel=5 loopvisor.script=panic", &["-smp", "2"], |monitor| {

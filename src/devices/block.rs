@@ -15,7 +15,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
@@ -292,10 +292,9 @@ impl Table {
             skip -= skipped;
             let take = (into.len() - have).min((u64::from(buffer.len) - skipped) as usize);
             let Some(from) = buffer.address.0.checked_add(skipped) else { break };
-            if self.ram.read_slice(&mut into[have..have + take], GuestAddress(from)).is_err() {
-                break;
-            }
-            have += take;
+            // One lookup, where `read_slice` would prepare to cross regions: they do not touch.
+            let Ok(slice) = GuestMemoryBackend::get_slice(&*self.ram, GuestAddress(from), take) else { break };
+            have += slice.copy_to(&mut into[have..have + take]);
         }
         have
     }
@@ -331,8 +330,11 @@ impl Table {
 
     /// Writes a status byte behind `data` bytes of data. The used length; zero where the status lies nowhere.
     fn answer(&self, status: GuestAddress, value: u32, data: u32) -> u32 {
-        match self.ram.write_obj(value as u8, status) {
-            Ok(()) => data.saturating_add(1),
+        match GuestMemoryBackend::get_slice(&*self.ram, status, 1) {
+            Ok(slice) => {
+                slice.copy_from(&[value as u8]);
+                data.saturating_add(1)
+            }
             Err(_) => 0,
         }
     }

@@ -8,6 +8,7 @@ use std::thread::{Builder, JoinHandle};
 
 use log::error;
 
+use super::done::{Done, Waiter};
 use super::event_loop::EventLoop;
 use super::inbox::Remote;
 use crate::error::{Context, Result};
@@ -16,6 +17,7 @@ use crate::error::{Context, Result};
 pub struct LoopThread {
     id: String,
     remote: Remote,
+    begun: Option<Waiter<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,16 +30,28 @@ impl LoopThread {
         let mut event_loop = EventLoop::new().context(|| format!("iothread \"{id}\""))?;
         let remote = event_loop.remote();
         let name = id.to_string();
+        let (begun, waiter) = Done::waited();
         let thread = Builder::new()
             .name(id.to_string())
             .spawn(move || {
                 prepare();
+                event_loop.remote().inbox.enter();
+                begun.end(());
                 if let Err(e) = event_loop.run() {
                     error!("iothread \"{name}\": {e}");
                 }
             })
             .context(|| format!("iothread \"{id}\": start its thread"))?;
-        Ok(LoopThread { id: id.to_string(), remote, thread: Some(thread) })
+        Ok(LoopThread { id: id.to_string(), remote, begun: Some(waiter), thread: Some(thread) })
+    }
+
+    /// Waits until the thread runs: from then on it has its name, and its loop its thread's id. Blocks, so it is for
+    /// whoever sets the machine up, as the last thing, when the thread has long begun.
+    pub fn await_begun(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            // It has begun even if it was lost since.
+            let _ = begun.wait();
+        }
     }
 
     /// The iothread's id.
@@ -58,5 +72,18 @@ impl Drop for LoopThread {
             // A panic of the thread has been printed by it.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_d1_7_a_thread_that_has_begun_has_its_id_however_long_its_preparation_took() {
+        let prepare = || (0..1000).for_each(|_| std::thread::yield_now());
+        let mut thread = LoopThread::start("io1", prepare).unwrap();
+        thread.await_begun();
+        assert_ne!(thread.remote().thread_id(), 0);
     }
 }

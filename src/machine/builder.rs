@@ -105,6 +105,8 @@ impl Machine {
             vcpus.push(vcpu.start(self.buses.clone(), frozen, on_event)?);
         }
         self.inventory.vcpus = vcpus.into();
+        // From here on a client may ask for their ids.
+        self.iothreads.iter_mut().for_each(LoopThread::await_begun);
         let threads = Threads { _vcpus: self.inventory.vcpus.clone(), _iothreads: self.iothreads, _lines: self.lines };
         Ok((self.inventory, threads))
     }

@@ -376,6 +376,8 @@ fn a_dump_names_the_device_its_state_and_how_far_each_ring_is() {
     let _ = guest.command(Command::Pause);
     guest.turn();
     assert!(line(&mut guest).starts_with("holding: paused, 0 in flight"));
+    guest.reset();
+    assert_eq!(line(&mut guest), "holding: no driver, 0 in flight in the device", "the rings are gone");
 }
 
 /// What may happen to a device at any moment.

@@ -80,7 +80,10 @@ impl Output {
                 let mut text = collected.0.0.lock().unwrap();
                 text.bytes.extend(&bytes[..read]);
                 text.ended = read == 0;
-                collected.0.1.notify_all();
+                // Whoever waits looks at whole lines; a serial port writes byte by byte.
+                if text.ended || bytes[..read].contains(&b'\n') {
+                    collected.0.1.notify_all();
+                }
                 if read == 0 {
                     return;
                 }
