@@ -54,6 +54,8 @@ impl Client {
                     return None;
                 }
                 Ok(count) => self.input.extend_from_slice(&bytes[..count]),
+                // A read with a time limit is not taken up again by itself after a signal that was none of ours.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What the monitor had not read of ours when it ended.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return None,
                 Err(error) => panic!("nothing comes from the monitor: {error}"),
