@@ -53,6 +53,18 @@ impl Ring {
         let queue = self.ring.submission();
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
+
+    /// Hands to the kernel what waits in the submission queue, and lets it put down answers.
+    fn enter(&mut self) {
+        if let Err(error) = self.ring.submit()
+            && error.raw_os_error() != Some(libc::EINTR)
+            && !self.complained
+        {
+            // Short of memory: `rest` says that there is work, and the disk tries again with the loop's next turn.
+            self.complained = true;
+            log::warn!("drive \"{}\": io_uring_enter: {error}; trying again", self.id);
+        }
+    }
 }
 
 fn entry(call: Call, file: &DiskFile) -> squeue::Entry {
@@ -81,21 +93,18 @@ impl Engine for Ring {
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             log::error!("drive \"{}\": more requests than the ring has room for", self.id);
         }
+        // A disk that waits for the end of our batch is idle meanwhile, which costs far more than a system call. What
+        // goes through the page cache is mostly copying, and goes out together.
+        if self.file.is_direct() {
+            self.enter();
+        }
     }
 
     fn push(&mut self) {
         // What is answered while we are in the kernel is seen right behind, so the bell need not ring for it.
         self.ring.completion().disable_eventfd();
-        if !self.has_work() {
-            return;
-        }
-        if let Err(error) = self.ring.submit()
-            && error.raw_os_error() != Some(libc::EINTR)
-            && !self.complained
-        {
-            // Short of memory: `rest` says that there is work, and the disk tries again with the loop's next turn.
-            self.complained = true;
-            log::warn!("drive \"{}\": io_uring_enter: {error}; trying again", self.id);
+        if self.has_work() {
+            self.enter();
         }
     }
 
