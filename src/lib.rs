@@ -9,6 +9,7 @@ pub mod bus;
 pub mod config;
 pub mod event;
 pub mod qmp;
+pub mod qos;
 
 pub mod kvm;
 pub mod memory;
