@@ -56,14 +56,8 @@ pub enum Quantity {
 
 impl Quantity {
     /// All of them, each at its place.
-    pub const ALL: [Quantity; 6] = [
-        Quantity::Iops,
-        Quantity::IopsRead,
-        Quantity::IopsWrite,
-        Quantity::Bps,
-        Quantity::BpsRead,
-        Quantity::BpsWrite,
-    ];
+    pub const ALL: [Quantity; 6] =
+        [Quantity::Iops, Quantity::IopsRead, Quantity::IopsWrite, Quantity::Bps, Quantity::BpsRead, Quantity::BpsWrite];
 
     /// The option's name behind `throttling.`, as QEMU spells it.
     pub fn name(self) -> &'static str {
@@ -188,9 +182,9 @@ impl Limits {
             Some(_) if limit.max == 0 => Err(Refusal(format!(
                 "{name}-max-length says how long a burst lasts, and {name}-max allows none; accepted: both, or neither"
             ))),
-            Some(length) if !(1..=MAX_BURST_SECONDS).contains(&length) => Err(Refusal(format!(
-                "{name}-max-length is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds"
-            ))),
+            Some(length) if !(1..=MAX_BURST_SECONDS).contains(&length) => {
+                Err(Refusal(format!("{name}-max-length is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds")))
+            }
             _ => Ok(()),
         }
     }
@@ -259,7 +253,7 @@ impl Meter {
             quantity,
             is_peak,
             rate,
-            room: burst + i128::from(rate) * i128::from(QUANTUM_NS),
+            room: (i128::from(rate) * i128::from(QUANTUM_NS)).saturating_add(burst),
             slack: i128::from(rate) * i128::from(LATENESS_NS),
             over: 0,
             at_ns: 0,
@@ -267,7 +261,7 @@ impl Meter {
         };
         // A burst at `max` for so many seconds is what it exceeds the average by meanwhile.
         let excess = i128::from(limit.max.saturating_sub(limit.rate));
-        let burst = excess * i128::from(limit.max_length.unwrap_or(1)) * UNIT;
+        let burst = excess.saturating_mul(limit.max_length.unwrap_or(1).into()).saturating_mul(UNIT);
         let average = (limit.rate > 0).then(|| meter(limit.rate, burst, false));
         let peak = (limit.rate > 0 && limit.max > 0).then(|| meter(limit.max, 0, true));
         average.into_iter().chain(peak)
@@ -281,9 +275,13 @@ impl Meter {
         }
         self.at_ns = now_ns;
         let idle = !self.refused && passed_ns >= QUANTUM_NS;
-        let lowest = -(self.room + if idle { 0 } else { self.slack });
         let leaked = i128::from(self.rate).saturating_mul(i128::from(passed_ns));
-        self.over = self.over.saturating_sub(leaked).max(lowest);
+        self.over = self.over.saturating_sub(leaked).max(self.lowest(idle));
+    }
+
+    /// How low the water may stand.
+    fn lowest(&self, idle: bool) -> i128 {
+        -self.room.saturating_add(if idle { 0 } else { self.slack })
     }
 
     /// When the water will stand at the brim.
@@ -308,8 +306,8 @@ impl Meter {
 /// The buckets of all limits that a drive has. A request goes when none of those that count it is too full.
 #[derive(Clone, Debug, Default)]
 pub struct Bucket {
-    limits: Limits,
     meters: Vec<Meter>,
+    iops_size: u64,
     /// When the last request went.
     went_ns: u64,
 }
@@ -317,12 +315,7 @@ pub struct Bucket {
 impl Bucket {
     /// Buckets for `limits`, which were checked, as full as after long idleness.
     pub fn new(limits: &Limits) -> Self {
-        Bucket { limits: *limits, meters: meters(limits).collect(), went_ns: 0 }
-    }
-
-    /// What is limited.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
+        Bucket { meters: meters(limits).collect(), iops_size: limits.iops_size, went_ns: 0 }
     }
 
     /// Whether `request` may go now. If so, it is counted; if not, nothing is, and somebody is taken to wait.
@@ -353,7 +346,7 @@ impl Bucket {
             return Err(Wait { until_ns: wait.until_ns.max(self.went_ns.saturating_add(QUANTUM_NS)), ..wait });
         }
         for meter in counting(&mut self.meters, request) {
-            meter.over = meter.over.saturating_add(meter.cost(request, self.limits.iops_size));
+            meter.over = meter.over.saturating_add(meter.cost(request, self.iops_size));
             meter.refused = false;
         }
         self.went_ns = self.went_ns.max(now_ns);
@@ -364,13 +357,12 @@ impl Bucket {
     /// as far as the new limits let anybody save; a limit that was not there begins with nothing saved.
     pub fn set(&mut self, now_ns: u64, limits: &Limits) {
         let old = std::mem::take(&mut self.meters);
-        self.limits = *limits;
+        self.iops_size = limits.iops_size;
         self.meters.extend(meters(limits).map(|meter| {
             match old.iter().find(|old| (old.quantity, old.is_peak) == (meter.quantity, meter.is_peak)) {
                 Some(&(mut old)) => {
                     old.leak(now_ns);
-                    let lowest = -(meter.room + meter.slack);
-                    Meter { over: old.over.max(lowest), at_ns: old.at_ns, refused: old.refused, ..meter }
+                    Meter { over: old.over.max(meter.lowest(false)), at_ns: old.at_ns, refused: old.refused, ..meter }
                 }
                 None => Meter { at_ns: now_ns, ..meter },
             }
@@ -435,11 +427,6 @@ impl Group {
     /// As [`Bucket::set`], for all members.
     pub fn set(&mut self, now_ns: u64, limits: &Limits) {
         self.bucket.set(now_ns, limits);
-    }
-
-    /// What is limited.
-    pub fn limits(&self) -> &Limits {
-        self.bucket.limits()
     }
 }
 

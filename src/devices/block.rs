@@ -4,9 +4,11 @@
 //! chain that is well formed as a chain and not as a request is answered with VIRTIO_BLK_S_IOERR, or given back empty
 //! where it has no place for a status. Runs in the loop of the drive's iothread, or main's.
 
+mod counters;
+
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -19,9 +21,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
-use crate::event::Cx;
+use crate::event::{Cx, Done, Receiver, Sender, channel};
 use crate::memory::GuestRam;
-use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict};
+use crate::qos::{Bucket, Direction, Group, Limits, Request as Asked, Wait};
+use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict};
+
+use counters::add;
+pub use counters::{BlockCounters, Kind};
 
 /// Descriptors of the one queue: the original's number, and enough for any driver's depth.
 const QUEUE_SIZE: u16 = 256;
@@ -34,49 +40,9 @@ const HEADER_BYTES: usize = 16;
 const ID_BYTES: usize = 20;
 /// Sectors in one discard or write-zeroes: 2 GiB, so that one request does not hold a disk for minutes.
 const UNMAP_SECTORS: u32 = 1 << 22;
-
-/// Kinds of request that are counted apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// VIRTIO_BLK_T_IN
-    Read,
-    /// VIRTIO_BLK_T_OUT
-    Write,
-    /// VIRTIO_BLK_T_FLUSH
-    Flush,
-    /// VIRTIO_BLK_T_DISCARD and VIRTIO_BLK_T_WRITE_ZEROES
-    Unmap,
-}
-
-/// What has been done since the drive was opened: written by the drive's thread alone, read by any (`query-blockstats`).
-/// The words of one reading may be a request apart.
-#[derive(Debug, Default)]
-pub struct BlockCounters {
-    /// Each kind's counts, indexed by [`Kind`].
-    pub kinds: [KindCounters; 4],
-    /// Requests taken from the guest and not given back.
-    pub in_flight: AtomicU64,
-}
-
-/// Counts of one kind of request.
-#[derive(Debug, Default)]
-pub struct KindCounters {
-    /// Finished with VIRTIO_BLK_S_OK.
-    pub operations: AtomicU64,
-    /// Bytes of those.
-    pub bytes: AtomicU64,
-    /// From the turn that took the request to its end, in nanoseconds, summed over those.
-    pub time_ns: AtomicU64,
-    /// Finished with an error of the host's.
-    pub failed: AtomicU64,
-    /// Refused because the guest asked for what cannot be.
-    pub invalid: AtomicU64,
-}
-
-/// Adds to a counter that only this thread writes: no locked instruction.
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Relaxed) + n, Relaxed);
-}
+/// The tags of what the drive waits for itself: its disk, and its operator.
+const BELL: u32 = DEVICE_TAG;
+const ORDERS: u32 = DEVICE_TAG + 1;
 
 /// An operation the host refused, for the event BLOCK_IO_ERROR.
 #[derive(Debug)]
@@ -90,6 +56,44 @@ pub struct IoFailure {
 /// Where failures are told.
 pub type FailureReport = Box<dyn FnMut(IoFailure) + Send>;
 
+/// Other limits for a drive, and for all of its group if it has one; the slip is ended when they hold.
+pub struct SetLimits {
+    /// The limits, checked.
+    pub limits: Limits,
+    /// The reply slip.
+    pub done: Done<()>,
+}
+
+/// What limits a drive. It outlives what the driver and the operator do to the device: no reset, no pause and no change
+/// of the limits earns anything.
+pub enum Throttle {
+    /// A bucket of its own.
+    Own(Bucket),
+    /// One that it shares: whose, and its number there. The lock is held for a question, by threads of which there is
+    /// one, for the drives of a group live in one loop: it is never waited for (invariant I1).
+    Shared(Arc<Mutex<Group>>, usize),
+}
+
+impl Throttle {
+    fn ask(&mut self, now_ns: u64, asked: &Asked) -> std::result::Result<(), Wait> {
+        match self {
+            Throttle::Own(bucket) => bucket.ask(now_ns, asked),
+            Throttle::Shared(group, member) => {
+                group.lock().unwrap_or_else(PoisonError::into_inner).ask(*member, now_ns, asked)
+            }
+        }
+    }
+
+    fn set(&mut self, now_ns: u64, limits: &Limits) {
+        match self {
+            Throttle::Own(bucket) => bucket.set(now_ns, limits),
+            Throttle::Shared(group, _) => {
+                group.lock().unwrap_or_else(PoisonError::into_inner).set(now_ns, limits);
+            }
+        }
+    }
+}
+
 /// One drive.
 pub struct Block {
     id: String,
@@ -97,6 +101,8 @@ pub struct Block {
     disk: Disk,
     segments: Vec<Segment>,
     table: Table,
+    throttle: Throttle,
+    orders: (Sender<SetLimits>, Receiver<SetLimits>),
 }
 
 /// The requests that the disk has, by our own token and never by a number of the guest's, and how they end.
@@ -140,7 +146,14 @@ type Work<'a> = (Op<'a>, Kind, u32);
 impl Block {
     /// A drive called `id` with the given serial number (cut at 20 bytes) on an opened disk. `report` is called at a
     /// limited rate: a guest can read a bad sector as often as it likes.
-    pub fn new(id: &str, serial: &str, disk: Disk, ram: Arc<GuestRam>, report: FailureReport) -> Self {
+    pub fn new(
+        id: &str,
+        serial: &str,
+        disk: Disk,
+        throttle: Throttle,
+        ram: Arc<GuestRam>,
+        report: FailureReport,
+    ) -> Self {
         let mut padded = [0; ID_BYTES];
         for (to, from) in padded.iter_mut().zip(serial.bytes()) {
             *to = from;
@@ -159,7 +172,14 @@ impl Block {
                 log: FaultLog::default(),
                 report,
             },
+            throttle,
+            orders: channel(),
         }
+    }
+
+    /// The way to give it other limits while it is in use.
+    pub fn orders(&self) -> Sender<SetLimits> {
+        self.orders.0.clone()
     }
 
     /// The drive's counts, for whoever asks.
@@ -340,6 +360,23 @@ impl Table {
     }
 }
 
+/// What a request that makes no sense counts as: one like any other, for a guest is not to spin for free.
+const MALFORMED: Asked = Asked { direction: Direction::Read, size: 0, moved: 0 };
+
+/// What a request counts as (docs/qos.md); none if it is free.
+fn cost(translated: &std::result::Result<Work<'_>, Aside>) -> Option<Asked> {
+    match *translated {
+        Ok((Op::Read { .. }, _, bytes)) => Some(Asked::new(Direction::Read, bytes.into())),
+        Ok((Op::Write { .. }, _, bytes)) => Some(Asked::new(Direction::Write, bytes.into())),
+        Ok((Op::WriteZeroes { len, .. }, ..)) => Some(Asked::new(Direction::Write, len)),
+        Ok((Op::Discard { len, .. }, ..)) => Some(Asked { direction: Direction::Write, size: len, moved: 0 }),
+        // What a guest needs to keep its data, or asks once.
+        Ok((Op::Flush, ..)) | Err(Aside::Answer(VIRTIO_BLK_S_OK, _)) => None,
+        Err(Aside::Invalid(Kind::Write | Kind::Unmap, _)) => Some(Asked { direction: Direction::Write, ..MALFORMED }),
+        Err(Aside::Answer(..) | Aside::Invalid(..)) => Some(MALFORMED),
+    }
+}
+
 /// The little-endian 64-bit word at `at`, which the caller knows to be there.
 fn word64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
@@ -384,36 +421,54 @@ impl Device for Block {
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         let bell = self.disk.bell().try_clone().context(|| format!("drive \"{}\"", self.id))?;
-        cx.own(Box::new(bell), DEVICE_TAG)?;
+        cx.own(Box::new(bell), BELL)?;
+        cx.listen(&self.orders.1, ORDERS);
         Ok(())
+    }
+
+    fn ready(&mut self, tag: u32, now_ns: u64) -> bool {
+        let mut changed = false;
+        while tag == ORDERS
+            && let Some(SetLimits { limits, done }) = self.orders.1.receive()
+        {
+            self.throttle.set(now_ns, &limits);
+            done.end(());
+            changed = true;
+        }
+        changed
     }
 
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {
         let Some(header) = self.table.header(chain) else {
+            if let Err(wait) = self.throttle.ask(now_ns, &MALFORMED) {
+                return Verdict::Later(MALFORMED.direction, wait);
+            }
             self.table.log.warn(now_ns, &self.id, &"a request without a header, or without a place for its status");
             return Verdict::Used(0);
         };
-        // There are as many requests as heads, so there is always a free one.
-        let Some(token) = self.table.free.pop() else { return Verdict::Used(0) };
-        let Block { disk, table, segments, serial, .. } = self;
+        let Block { disk, table, segments, serial, throttle, .. } = self;
         let translation = Translation { segments, table, serial, capacity: disk.sectors() * SECTOR };
-        let aside = match translation.translate(&header, chain) {
+        let translated = translation.translate(&header, chain);
+        if let Some(asked) = cost(&translated)
+            && let Err(wait) = throttle.ask(now_ns, &asked)
+        {
+            return Verdict::Later(asked.direction, wait);
+        }
+        match translated {
             Ok((op, kind, bytes)) => {
+                // There are as many requests as heads, so there is always a free one.
+                let Some(token) = table.free.pop() else { return Verdict::Used(0) };
                 let (queue, head, status) = (queue as u16, chain.head(), header.status);
                 table.requests[token as usize] = Request { queue, head, kind, bytes, begin_ns: now_ns, status };
-                return match disk.submit(op, token) {
+                match disk.submit(op, token) {
                     Submitted::Queued => Verdict::Pending,
                     Submitted::Done(result) => Verdict::Used(table.finish(token, result, now_ns).2),
-                };
+                }
             }
-            Err(aside) => aside,
-        };
-        self.table.free.push(token);
-        match aside {
-            Aside::Answer(status, data) => Verdict::Used(self.table.answer(header.status, status, data)),
-            Aside::Invalid(kind, status) => {
-                add(&self.table.counters.kinds[kind as usize].invalid, 1);
-                Verdict::Used(self.table.answer(header.status, status, 0))
+            Err(Aside::Answer(status, data)) => Verdict::Used(table.answer(header.status, status, data)),
+            Err(Aside::Invalid(kind, status)) => {
+                add(&table.counters.kinds[kind as usize].invalid, 1);
+                Verdict::Used(table.answer(header.status, status, 0))
             }
         }
     }
@@ -425,6 +480,11 @@ impl Device for Block {
             completions.give_back(queue.into(), head, len);
         });
         table.counters.in_flight.store((table.requests.len() - table.free.len()) as u64, Relaxed);
+        table.counters.note(now_ns);
+    }
+
+    fn held(&mut self, held: Held) {
+        self.table.counters.held.add(held);
     }
 
     fn in_flight(&self) -> usize {

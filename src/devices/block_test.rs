@@ -62,7 +62,8 @@ impl Rig {
         let told = failures.clone();
         let report =
             Box::new(move |f: IoFailure| told.lock().unwrap().push((f.kind, f.error.raw_os_error()))) as FailureReport;
-        let block = Block::new("vda", "serial-0123456789", disk, ram.clone(), report);
+        let throttle = Throttle::Own(Bucket::new(&Limits::default()));
+        let block = Block::new("vda", "serial-0123456789", disk, throttle, ram.clone(), report);
         let counters = block.counters();
         let mut guest = Guest::new(block, ram);
         let vring = guest.start(0, 256);

@@ -10,7 +10,7 @@ use super::inventory::{Drive, Inventory, Notice};
 use super::{acpi, boot, layout, mptable};
 use crate::bus::{Bus, Range};
 use crate::config::spec::{DriveSpec, SerialSpec, VmSpec};
-use crate::devices::block::{Block, IoFailure};
+use crate::devices::block::{Block, IoFailure, Throttle};
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialEvent};
@@ -22,6 +22,7 @@ use crate::kvm::irq::Irq;
 use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
 use crate::kvm::vm::Vm;
 use crate::memory::{self, GuestRam};
+use crate::qos::Bucket;
 use crate::sys::stdio;
 
 /// A machine whose vCPUs have not been started.
@@ -121,7 +122,8 @@ fn block(drive: &DriveSpec, disk: Disk, ram: &Arc<GuestRam>, notices: &Sender<No
         let _ = notices.send(Notice::IoFailure(id.clone(), failure));
     });
     let serial = drive.serial.as_deref().unwrap_or(&drive.id);
-    Block::new(&drive.id, serial, disk, ram.clone(), report)
+    let throttle = Throttle::Own(Bucket::new(&crate::qos::Limits::iops(0)));
+    Block::new(&drive.id, serial, disk, throttle, ram.clone(), report)
 }
 
 /// The serial port at its interrupt, connected as asked.

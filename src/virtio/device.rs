@@ -9,6 +9,7 @@ use super::page::Page;
 use super::ring::{Chain, Ring};
 use crate::error::Result;
 use crate::event::Cx;
+use crate::qos::{Direction, Wait};
 
 /// What a device says of a chain it was handed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,20 @@ pub enum Verdict {
     Used(u32),
     /// It is in flight; [`Device::reap`] gives it back.
     Pending,
+    /// It may not go yet. The ring keeps it and hands it over again when the wait is over, before any that came after
+    /// it and goes its way; those of the other direction, too, if they may not go either.
+    Later(Direction, Wait),
+}
+
+/// What waiting cost since the ring was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Chains that were in the ring while it was told to wait, each counted once.
+    pub chains: u64,
+    /// How long the first in the row was held back, summed over those that have gone since, in nanoseconds.
+    pub total_ns: u64,
+    /// The longest of these, in nanoseconds.
+    pub longest_ns: u64,
 }
 
 /// A virtio device without its transport.
@@ -37,11 +52,15 @@ pub trait Device: Send + 'static {
     fn write_config(&self, page: &Page);
 
     /// Called once, when its worker has its place in a loop. Sets up what the device itself waits for; its tags are
-    /// told to [`Device::reap`] and must be [`super::DEVICE_TAG`] or above.
+    /// told to [`Device::ready`] and must be [`super::DEVICE_TAG`] or above.
     ///
     /// # Errors
     /// What the host refused. The device then answers nothing.
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()>;
+
+    /// One of the device's own watches was ready; [`Device::reap`] comes next. True if chains that were told to wait may
+    /// ask again at once.
+    fn ready(&mut self, tag: u32, now_ns: u64) -> bool;
 
     /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once. `now_ns` is
     /// the time of the loop's turn.
@@ -51,6 +70,10 @@ pub trait Device: Send + 'static {
     /// once after every batch of [`Device::process`], and when one of the device's own watches was ready. `now_ns` is the
     /// time of the call, not of the turn.
     fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>);
+
+    /// What telling chains to wait has cost; called after a batch in which it cost something. A device that never says
+    /// [`Verdict::Later`] is never told.
+    fn held(&mut self, _held: Held) {}
 
     /// Chains it holds. At zero, pause and reset are complete.
     fn in_flight(&self) -> usize;

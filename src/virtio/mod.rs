@@ -16,7 +16,7 @@ mod ring;
 mod worker;
 
 pub use command::{Activation, Command};
-pub use device::{Completions, Device, Verdict};
+pub use device::{Completions, Device, Held, Verdict};
 pub use fault::{Fault, FaultLog};
 pub use front::{Front, KickMaker};
 pub use interrupt::Interrupt;

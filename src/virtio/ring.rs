@@ -2,9 +2,12 @@
 //!
 //! Made by Activate with a configuration that never changes (CVE-2026-5747), dropped by Reset. A popped head is in
 //! flight until it is given back; one that is made available meanwhile is refused (CVE-2026-45782). Every popped head
-//! is given back exactly once, malformed chains too. [`Ring::serve`] is the one notification dance, for all devices.
+//! is given back exactly once, malformed chains too. [`Ring::serve`] is the one notification dance, for all devices, and
+//! keeps aside the chains that their device does not let go yet: not in flight, so neither a pause nor a reset waits for
+//! them.
 //! The split ring's layout is the crate virtio-queue's business. Worker's thread only.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
 
@@ -12,9 +15,10 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use super::device::Verdict;
+use super::device::{Held, Verdict};
 use super::fault::Fault;
 use crate::memory::GuestRam;
+use crate::qos::{Direction, Wait};
 
 /// What the driver wrote into the queue's registers before it set it ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +76,43 @@ pub enum Served {
     All,
     /// The budget is used up; the driver will not kick for what is left.
     More,
+    /// What is left is to wait.
+    Held {
+        /// When the first of it may ask again, in nanoseconds.
+        until_ns: u64,
+        /// Whether the driver will kick for what it adds meanwhile. If not, nothing that it adds could go.
+        kicks: bool,
+    },
+}
+
+/// The chains of one direction that were told to wait, in the order in which they came.
+#[derive(Default)]
+struct Aside {
+    chains: VecDeque<Chain>,
+    /// Since when the first of them has been held back; none if it has not been asked for.
+    since_ns: Option<u64>,
+}
+
+/// What a call of `serve` has been told to wait for.
+#[derive(Default)]
+struct Waits {
+    until_ns: Option<u64>,
+    directions: [bool; 2],
+}
+
+impl Waits {
+    fn note(&mut self, direction: Direction, wait: Wait) {
+        self.until_ns = Some(self.until_ns.map_or(wait.until_ns, |until_ns| until_ns.min(wait.until_ns)));
+        self.directions[direction as usize] = true;
+        if !wait.other_may_go {
+            self.directions = [true; 2];
+        }
+    }
+
+    /// Nothing may go.
+    fn all(&self) -> bool {
+        self.directions == [true; 2]
+    }
 }
 
 /// One virtqueue in use.
@@ -83,6 +124,14 @@ pub struct Ring {
     /// Something was given back since the driver was last thought of.
     news: bool,
     chain: Chain,
+    aside: [Aside; 2],
+    /// Whose turn it is to ask first, for a limit that both directions share.
+    first: usize,
+    /// Chains whose memory is free for the next that is set aside.
+    spare: Vec<Chain>,
+    /// How many of those available and not popped have been counted as held back.
+    counted: u16,
+    held: Held,
 }
 
 impl Ring {
@@ -111,35 +160,139 @@ impl Ring {
             return Err(Fault::RingMemory);
         }
         let chain = Chain { head: 0, buffers: Vec::with_capacity(size), readable: 0 };
-        Ok(Ring { queue, ram, in_flight: vec![false; size].into_boxed_slice(), flying: 0, news: false, chain })
+        Ok(Ring {
+            queue,
+            ram,
+            in_flight: vec![false; size].into_boxed_slice(),
+            flying: 0,
+            news: false,
+            chain,
+            aside: Default::default(),
+            first: 0,
+            spare: Vec::new(),
+            counted: 0,
+            held: Held::default(),
+        })
     }
 
-    /// Chains popped and not given back.
+    /// Chains popped and not given back, those set aside among them.
     pub fn in_flight(&self) -> usize {
         self.flying
     }
 
-    /// Pops chains and hands them to `process` until the ring is empty or `budget` is used up. When the ring is empty it
-    /// asks the driver for a kick and looks once more, so that no chain is overlooked between the two (section
-    /// 2.7.10.1). Each look counts like a chain, so a driver that moves its index to and fro keeps nobody here.
+    /// Hands chains to `process` until the ring is empty, `budget` is used up, or nothing may go: first those that were
+    /// set aside, then new ones. When the ring is empty it asks the driver for a kick and looks once more, so that no
+    /// chain is overlooked between the two (section 2.7.10.1); when nothing may go it does not ask, so that what the
+    /// driver adds meanwhile costs nothing. Each look counts like a chain, so a driver that moves its index to and fro
+    /// keeps nobody here.
     ///
     /// # Errors
     /// A [`Fault`], after which the ring must not be served again.
-    pub fn serve(&mut self, budget: usize, mut process: impl FnMut(&Chain) -> Verdict) -> Result<Served, Fault> {
+    pub fn serve(
+        &mut self,
+        budget: usize,
+        now_ns: u64,
+        mut process: impl FnMut(&Chain) -> Verdict,
+    ) -> Result<Served, Fault> {
         let ram = self.ram.clone();
         let outside = |_| Fault::RingMemory;
         self.queue.disable_notification(&*ram).map_err(outside)?;
-        for _ in 0..budget {
+        let mut waits = Waits::default();
+        let mut left = budget;
+        if self.is_holding() {
+            left = self.serve_aside(left, now_ns, &mut waits, &mut process)?;
+        }
+        while left > 0 && !waits.all() {
+            left -= 1;
             if self.pop(&ram)? {
                 match process(&self.chain) {
                     Verdict::Used(len) => self.give_back(self.chain.head, len)?,
                     Verdict::Pending => {}
+                    Verdict::Later(direction, wait) => {
+                        waits.note(direction, wait);
+                        self.set_aside(direction, now_ns);
+                    }
                 }
+                self.counted = self.counted.saturating_sub(1);
             } else if !self.queue.enable_notification(&*ram).map_err(outside)? {
-                return Ok(Served::All);
+                return Ok(waits.until_ns.map_or(Served::All, |until_ns| Served::Held { until_ns, kicks: true }));
             }
         }
-        Ok(Served::More)
+        match waits.until_ns.filter(|_| waits.all()) {
+            Some(until_ns) => {
+                self.count_behind(&ram)?;
+                Ok(Served::Held { until_ns, kicks: false })
+            }
+            None => Ok(Served::More),
+        }
+    }
+
+    /// Hands over what was set aside, each direction in its order up to the first that must still wait. What is left of
+    /// the budget.
+    fn serve_aside(
+        &mut self,
+        mut left: usize,
+        now_ns: u64,
+        waits: &mut Waits,
+        process: &mut impl FnMut(&Chain) -> Verdict,
+    ) -> Result<usize, Fault> {
+        self.first ^= 1;
+        for direction in [self.first, self.first ^ 1] {
+            while left > 0 && !waits.directions[direction] {
+                let Some(chain) = self.aside[direction].chains.pop_front() else { break };
+                left -= 1;
+                match process(&chain) {
+                    Verdict::Used(len) => self.give_back(chain.head, len)?,
+                    Verdict::Pending => {}
+                    // The driver may have turned it round meanwhile: it keeps its place.
+                    Verdict::Later(turned, wait) => {
+                        waits.note(turned, wait);
+                        waits.directions[direction] = true;
+                        let aside = &mut self.aside[direction];
+                        aside.chains.push_front(chain);
+                        aside.since_ns.get_or_insert(now_ns);
+                        break;
+                    }
+                }
+                if let Some(since_ns) = self.aside[direction].since_ns.take() {
+                    let wait_ns = now_ns.saturating_sub(since_ns);
+                    self.held.total_ns += wait_ns;
+                    self.held.longest_ns = self.held.longest_ns.max(wait_ns);
+                }
+                self.spare.push(chain);
+            }
+        }
+        Ok(left)
+    }
+
+    /// Keeps the chain that was popped last.
+    fn set_aside(&mut self, direction: Direction, now_ns: u64) {
+        let chain = std::mem::replace(&mut self.chain, self.spare.pop().unwrap_or_default());
+        let aside = &mut self.aside[direction as usize];
+        if aside.chains.is_empty() {
+            aside.since_ns = Some(now_ns);
+        }
+        aside.chains.push_back(chain);
+        self.held.chains += u64::from(self.counted == 0);
+    }
+
+    /// Counts the chains that wait in the ring itself behind those set aside, if they have not been counted before.
+    fn count_behind(&mut self, ram: &GuestRam) -> Result<(), Fault> {
+        let index = self.queue.avail_idx(ram, Acquire).map_err(|_| Fault::RingMemory)?;
+        let behind = index.0.wrapping_sub(self.queue.next_avail()).min(self.queue.size());
+        self.held.chains += u64::from(behind.saturating_sub(self.counted));
+        self.counted = behind;
+        Ok(())
+    }
+
+    /// Whether chains are set aside.
+    pub fn is_holding(&self) -> bool {
+        self.aside.iter().any(|aside| !aside.chains.is_empty())
+    }
+
+    /// What waiting has cost since the last call; none if nothing.
+    pub fn take_held(&mut self) -> Option<Held> {
+        (self.held != Held::default()).then(|| std::mem::take(&mut self.held))
     }
 
     /// Puts a chain in the used ring with the number of bytes that the device wrote to it.
@@ -179,13 +332,15 @@ impl Ring {
         let index = |read: Result<std::num::Wrapping<u16>, _>| {
             read.map_or_else(|_: virtio_queue::Error| "unreadable".to_string(), |index| index.to_string())
         };
+        let aside: usize = self.aside.iter().map(|aside| aside.chains.len()).sum();
         format!(
-            "driver has made available up to {}, taken up to {}, given back up to {} (driver sees {}), {} in flight",
+            "driver has made available up to {}, taken up to {}, given back up to {} (driver sees {}), {} in flight{}",
             index(self.queue.avail_idx(&*self.ram, Acquire)),
             self.queue.next_avail(),
             self.queue.next_used(),
             index(self.queue.used_idx(&*self.ram, Acquire)),
-            self.flying
+            self.flying - aside,
+            if aside > 0 { format!(", {aside} set aside") } else { String::new() }
         )
     }
 

@@ -22,7 +22,7 @@ fn rig(size: u16, event_idx: bool) -> (Ring, Vring) {
 /// The heads that a call of `serve` handed over, each answered with `Used(0)`, and what it left behind.
 fn heads(ring: &mut Ring, budget: usize) -> (Vec<u16>, Result<Served, Fault>) {
     let mut heads = Vec::new();
-    let served = ring.serve(budget, |chain| {
+    let served = ring.serve(budget, 0, |chain| {
         heads.push(chain.head());
         Verdict::Used(0)
     });
@@ -49,7 +49,7 @@ fn a_chain_arrives_with_its_buffers_in_order_direct_or_not() {
     }
     vring.offer(7);
     let mut seen = Vec::new();
-    let served = ring.serve(64, |chain| {
+    let served = ring.serve(64, 0, |chain| {
         seen.push((chain.head(), chain.readable().to_vec(), chain.writable().to_vec()));
         Verdict::Used(u32::from(chain.head()) + 100)
     });
@@ -162,14 +162,14 @@ fn a_head_that_is_in_flight_is_refused_until_it_is_given_back() {
     vring.put(2, Desc::writable(DATA, 1));
     for _ in 0..3 {
         vring.offer(2);
-        assert_eq!(ring.serve(64, |_| Verdict::Pending), Ok(Served::All));
+        assert_eq!(ring.serve(64, 0, |_| Verdict::Pending), Ok(Served::All));
         assert_eq!(ring.in_flight(), 1);
         assert_eq!(ring.give_back(2, 1), Ok(()));
         assert_eq!(vring.take_used(), [(2, 1)]);
     }
     vring.offer(2);
     vring.offer(2);
-    assert_eq!(ring.serve(64, |_| Verdict::Pending), Err(Fault::HeadInFlight(2)));
+    assert_eq!(ring.serve(64, 0, |_| Verdict::Pending), Err(Fault::HeadInFlight(2)));
     assert_eq!(vring.take_used(), []);
     assert_eq!((ring.give_back(2, 1), ring.in_flight()), (Ok(()), 0));
     assert_eq!(vring.take_used(), [(2, 1)]);
@@ -180,7 +180,7 @@ fn a_chain_is_given_back_once_and_only_if_it_was_taken() {
     let (mut ring, mut vring) = rig(4, false);
     let head = vring.add(&[Desc::writable(DATA, 1)]);
     assert_eq!(ring.give_back(head, 1), Err(Fault::HeadRange(head)));
-    assert_eq!(ring.serve(64, |_| Verdict::Pending), Ok(Served::All));
+    assert_eq!(ring.serve(64, 0, |_| Verdict::Pending), Ok(Served::All));
     assert_eq!(ring.give_back(head, 1), Ok(()));
     for wrong in [head, 3, 4, u16::MAX] {
         assert_eq!(ring.give_back(wrong, 1), Err(Fault::HeadRange(wrong)));
@@ -209,7 +209,7 @@ fn an_interrupt_is_due_only_when_something_was_given_back() {
         assert_eq!(heads(&mut ring, 64), (vec![], Ok(Served::All)));
         assert_eq!(ring.needs_interrupt(), Ok(false), "nothing was there");
         let head = vring.add(&[Desc::writable(DATA, 1)]);
-        assert_eq!(ring.serve(64, |_| Verdict::Pending), Ok(Served::All));
+        assert_eq!(ring.serve(64, 0, |_| Verdict::Pending), Ok(Served::All));
         assert_eq!(ring.needs_interrupt(), Ok(false), "nothing is finished");
         ring.give_back(head, 1).unwrap();
         assert_eq!(ring.needs_interrupt(), Ok(true));
@@ -283,7 +283,7 @@ fn play(
         if std::mem::take(&mut kick) {
             let mut served = Served::More;
             while served == Served::More {
-                let serve = ring.serve(budget, |_| {
+                let serve = ring.serve(budget, 0, |_| {
                     taken += 1;
                     drive(vring, &mut kick, false);
                     Verdict::Used(0)
@@ -395,7 +395,7 @@ proptest! {
         table in prop::collection::vec(any_desc(), 8),
         indirect in prop::collection::vec(any_desc(), 8),
         offered in prop::collection::vec(0..9_u16, 0..12),
-        pending in prop::collection::vec(any::<bool>(), 12),
+        verdicts in prop::collection::vec(0..6_u8, 24),
         budget in 1..16_usize,
         event_idx in any::<bool>(),
     ) {
@@ -409,14 +409,21 @@ proptest! {
         for head in &offered {
             vring.offer(*head);
         }
-        let (mut taken, mut waiting, mut calls) = (Vec::new(), Vec::new(), 0);
+        let (mut taken, mut waiting, mut calls, mut asked) = (Vec::new(), Vec::new(), 0, 0);
         let fault = loop {
             calls += 1;
-            prop_assert!(calls < 20, "it must end");
-            let served = ring.serve(budget, |chain| {
+            prop_assert!(calls < 80, "it must end");
+            let served = ring.serve(budget, calls, |chain| {
                 assert!(chain.readable().len() + chain.writable().len() <= 8);
-                taken.push(chain.head());
-                if pending[taken.len() - 1] {
+                asked += 1;
+                let later = |direction, other_may_go| Verdict::Later(direction, Wait { until_ns: calls + 1, other_may_go });
+                match verdicts.get(asked - 1) {
+                    Some(2) => return later(Direction::Read, true),
+                    Some(3) => return later(Direction::Write, true),
+                    Some(4) => return later(Direction::Read, false),
+                    _ => taken.push(chain.head()),
+                }
+                if verdicts.get(asked - 1) == Some(&1) {
                     waiting.push(chain.head());
                     Verdict::Pending
                 } else {
@@ -425,11 +432,15 @@ proptest! {
             });
             match served {
                 Ok(Served::More) => {}
+                Ok(Served::Held { until_ns, .. }) => prop_assert_eq!(until_ns, calls + 1),
                 Ok(Served::All) => break None,
                 Err(fault) => break Some(fault),
             }
         };
-        prop_assert_eq!(ring.in_flight(), waiting.len());
+        // Those that were told to wait are not in the device, and are forgotten when the driver has broken the rules.
+        let aside: usize = ring.aside.iter().map(|aside| aside.chains.len()).sum();
+        prop_assert!(fault.is_some() || aside == 0);
+        prop_assert_eq!(ring.in_flight() - aside, waiting.len());
         if let Some(Fault::Chain(head)) = fault {
             taken.push(head);
         }
@@ -445,6 +456,83 @@ proptest! {
         taken.sort_unstable();
         back.sort_unstable();
         prop_assert_eq!(taken, back);
-        prop_assert_eq!(ring.in_flight(), 0);
+        prop_assert_eq!(ring.in_flight(), aside);
     }
+}
+
+/// A chain that the tests' device takes for one of this direction: by its length.
+fn one(direction: Direction) -> Desc {
+    Desc::readable(DATA, 1 + direction as u32)
+}
+
+/// Serves with a device that lets go what `may_go` says, and wants the rest to wait until 100: the heads that went.
+fn served(ring: &mut Ring, now_ns: u64, may_go: impl Fn(Direction) -> bool, total: bool) -> (Vec<u16>, Served) {
+    let mut went = Vec::new();
+    let served = ring.serve(64, now_ns, |chain| {
+        let direction = if chain.readable()[0].len == 1 { Direction::Read } else { Direction::Write };
+        if !may_go(direction) {
+            return Verdict::Later(direction, Wait { until_ns: 100, other_may_go: !total });
+        }
+        went.push(chain.head());
+        Verdict::Used(0)
+    });
+    (went, served.unwrap())
+}
+
+#[test]
+fn a_ring_that_is_told_to_wait_hands_over_nothing_more_asks_for_no_kick_and_goes_on_in_order() {
+    for event_idx in [false, true] {
+        let (mut ring, mut vring) = rig(8, event_idx);
+        let mut heads: Vec<u16> = (0..3).map(|_| vring.add(&[one(Direction::Read)])).collect();
+        assert_eq!(served(&mut ring, 0, |_| false, true), (vec![], Served::Held { until_ns: 100, kicks: false }));
+        assert_eq!(ring.queue.next_avail(), 1, "one is set aside, the others stay in the ring");
+        vring.wants_kick();
+        heads.push(vring.add(&[one(Direction::Write)]));
+        assert!(!vring.wants_kick(), "it could not go");
+        assert_eq!(served(&mut ring, 100, |_| true, true), (heads, Served::All));
+        vring.add(&[one(Direction::Read)]);
+        assert!(vring.wants_kick());
+    }
+}
+
+#[test]
+fn what_must_wait_does_not_hold_up_the_other_direction_and_keeps_its_order() {
+    let (mut ring, mut vring) = rig(16, true);
+    let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        writes.push(vring.add(&[one(Direction::Write)]));
+        reads.push(vring.add(&[one(Direction::Read)]));
+    }
+    let held = Served::Held { until_ns: 100, kicks: true };
+    assert_eq!(served(&mut ring, 0, |direction| direction == Direction::Read, false), (reads, held));
+    writes.push(vring.add(&[one(Direction::Write)]));
+    let read = vring.add(&[one(Direction::Read)]);
+    assert!(vring.wants_kick(), "it may be one that can go");
+    assert_eq!(served(&mut ring, 50, |direction| direction == Direction::Read, false), (vec![read], held));
+    assert_eq!(served(&mut ring, 100, |_| true, false), (writes, Served::All));
+}
+
+#[test]
+fn each_chain_that_waits_is_counted_once_and_the_wait_of_the_first_in_the_row_is_measured() {
+    let (mut ring, mut vring) = rig(16, true);
+    for _ in 0..5 {
+        vring.add(&[one(Direction::Read)]);
+    }
+    assert_eq!(served(&mut ring, 10, |_| true, true).1, Served::All);
+    assert_eq!(ring.take_held(), None, "nobody waited");
+    for _ in 0..5 {
+        vring.add(&[one(Direction::Read)]);
+    }
+    served(&mut ring, 10, |_| false, true);
+    assert_eq!(ring.take_held(), Some(Held { chains: 5, total_ns: 0, longest_ns: 0 }));
+    served(&mut ring, 20, |_| false, true);
+    assert_eq!(ring.take_held(), None, "they were counted before");
+    vring.add(&[one(Direction::Read)]);
+    let went = std::cell::Cell::new(0);
+    let two = |_| went.replace(went.get() + 1) < 2;
+    assert_eq!(served(&mut ring, 30, two, true).0.len(), 2);
+    assert_eq!(ring.take_held(), Some(Held { chains: 1, total_ns: 20, longest_ns: 20 }));
+    assert_eq!(served(&mut ring, 35, |_| true, true).0.len(), 4);
+    assert_eq!(ring.take_held(), Some(Held { chains: 0, total_ns: 5, longest_ns: 5 }));
+    assert_eq!(ring.take_held(), None);
 }

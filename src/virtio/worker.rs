@@ -2,8 +2,10 @@
 //!
 //! It owns the device, its rings and its kicks, and lives in exactly one loop: the main loop's, or an iothread's (rules
 //! D1.1, D1.6). A kick is told, the ring is served a bounded batch, what the device queued goes out in one submission,
-//! and the driver gets at most one interrupt. Decoding of registers is the front's.
+//! and the driver gets at most one interrupt. A queue that its device tells to wait is served again by a timer and not
+//! by kicks. Decoding of registers is the front's.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use log::error;
@@ -20,8 +22,19 @@ use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver};
 /// Tags below this are queue numbers; the device's own watches start here.
 pub const DEVICE_TAG: u32 = 0x100;
 const COMMANDS: u32 = 0x80;
+const TIMER: u32 = 0x81;
 /// Chains served of one queue before the other handlers of the loop have their turn (G10).
 const BUDGET: usize = 64;
+
+/// How the driver reaches one queue.
+struct Kick {
+    queue: usize,
+    key: Key,
+    /// The queue waits, and nothing that the driver adds could go: kicks say nothing.
+    idle: bool,
+    /// It was kicked all the same, and is masked.
+    deaf: bool,
+}
 
 /// One device in its loop.
 pub struct Worker<D: Device> {
@@ -30,7 +43,12 @@ pub struct Worker<D: Device> {
     interrupt: Interrupt,
     commands: Receiver<Command>,
     rings: Vec<Option<Ring>>,
-    kicks: Vec<Key>,
+    kicks: Vec<Kick>,
+    /// The queues that are served by the timer, the longest waiting first.
+    waiting: VecDeque<usize>,
+    timer: Option<Key>,
+    /// What the timer is armed for; none if it is not.
+    armed_ns: Option<u64>,
     /// A driver has the device, and has not broken the rules since.
     live: bool,
     /// Control has stopped the machine.
@@ -52,6 +70,9 @@ impl<D: Device> Worker<D> {
             commands,
             rings: Vec::new(),
             kicks: Vec::new(),
+            waiting: VecDeque::new(),
+            timer: None,
+            armed_ns: None,
             live: false,
             paused: false,
             reset: None,
@@ -66,6 +87,7 @@ impl<D: Device> Worker<D> {
             Command::Reset(done) => {
                 self.live = false;
                 self.forget_kicks(cx);
+                self.waiting.clear();
                 self.reset = Some(done);
             }
             Command::Pause(done) => {
@@ -78,6 +100,10 @@ impl<D: Device> Worker<D> {
                 // A ring that is not empty has been kicked once, and a kick that has ever rung is told when it is
                 // heard again: so no chain is left behind, whatever the pause interrupted (G20).
                 self.hear_kicks(Interest::READ, cx);
+                // What was due during the pause was not served; the time has earned what its device lets it earn.
+                if !self.waiting.is_empty() {
+                    self.arm(cx.now_ns(), cx);
+                }
             }
             Command::Dump(done) => done.end(self.dump()),
         }
@@ -87,7 +113,7 @@ impl<D: Device> Worker<D> {
         self.rings = activation.rings;
         for (queue, kick) in activation.kicks {
             match cx.own(kick, queue) {
-                Ok(key) => self.kicks.push(key),
+                Ok(key) => self.kicks.push(Kick { queue: queue as usize, key, idle: false, deaf: false }),
                 Err(e) => {
                     error!("{}: {e}", self.device.id());
                     self.give_up(cx);
@@ -103,16 +129,72 @@ impl<D: Device> Worker<D> {
     }
 
     fn hear_kicks(&mut self, interest: Interest, cx: &mut Cx<'_>) {
-        for &kick in &self.kicks {
-            if let Err(e) = cx.set_interest(kick, interest) {
+        for kick in &mut self.kicks {
+            kick.deaf = false;
+            if let Err(e) = cx.set_interest(kick.key, interest) {
                 error!("{}: {e}", self.device.id());
             }
         }
     }
 
+    /// Says whether the kicks of a queue mean anything.
+    fn set_idle(&mut self, queue: usize, idle: bool, cx: &mut Cx<'_>) {
+        let Some(kick) = self.kicks.iter_mut().find(|kick| kick.queue == queue) else { return };
+        kick.idle = idle;
+        if !idle
+            && std::mem::take(&mut kick.deaf)
+            && let Err(e) = cx.set_interest(kick.key, Interest::READ)
+        {
+            error!("{}: {e}", self.device.id());
+        }
+    }
+
     fn forget_kicks(&mut self, cx: &mut Cx<'_>) {
-        for key in self.kicks.drain(..) {
-            cx.unwatch(key);
+        for kick in self.kicks.drain(..) {
+            cx.unwatch(kick.key);
+        }
+    }
+
+    /// A driver's kick. One that was asked not to kick a queue that waits, and does it all the same, is masked until the
+    /// queue is empty: it costs two system calls and not one for each kick.
+    fn kicked(&mut self, queue: usize, cx: &mut Cx<'_>) -> Flow {
+        match self.kicks.iter_mut().find(|kick| kick.queue == queue && kick.idle) {
+            None => self.serve(queue, cx),
+            Some(kick) => {
+                kick.deaf = true;
+                if let Err(e) = cx.set_interest(kick.key, Interest::NONE) {
+                    error!("{}: {e}", self.device.id());
+                }
+                Flow::Idle
+            }
+        }
+    }
+
+    /// Serves the queues that wait, each once, the longest waiting first, whether or not they are due.
+    fn serve_waiting(&mut self, cx: &mut Cx<'_>) -> Flow {
+        if self.paused {
+            return Flow::Idle;
+        }
+        let mut flow = Flow::Done;
+        for _ in 0..self.waiting.len() {
+            let Some(queue) = self.waiting.pop_front() else { break };
+            if self.serve(queue, cx) == Flow::More {
+                self.waiting.push_back(queue);
+                flow = Flow::More;
+            }
+        }
+        flow
+    }
+
+    /// Arms the timer, unless it is armed for an earlier time.
+    fn arm(&mut self, until_ns: u64, cx: &mut Cx<'_>) {
+        if let Some(timer) = self.timer
+            && self.armed_ns.is_none_or(|armed_ns| until_ns < armed_ns)
+        {
+            self.armed_ns = Some(until_ns);
+            if let Err(e) = cx.arm(timer, until_ns) {
+                error!("{}: {e}", self.device.id());
+            }
         }
     }
 
@@ -124,11 +206,26 @@ impl<D: Device> Worker<D> {
         let Some(Some(ring)) = self.rings.get_mut(queue) else { return Flow::Idle };
         let device = &mut self.device;
         let now_ns = cx.now_ns();
-        let served = ring.serve(BUDGET, |chain| device.process(queue, chain, now_ns));
+        let served = ring.serve(BUDGET, now_ns, |chain| device.process(queue, chain, now_ns));
+        if let Some(held) = ring.take_held() {
+            device.held(held);
+        }
         let settled = self.settle(cx);
         match served.and_then(|served| settled.map(|()| served)) {
-            Ok(Served::All) => Flow::Done,
+            Ok(Served::All) => {
+                self.waiting.retain(|&other| other != queue);
+                self.set_idle(queue, false, cx);
+                Flow::Done
+            }
             Ok(Served::More) => Flow::More,
+            Ok(Served::Held { until_ns, kicks }) => {
+                if !self.waiting.contains(&queue) {
+                    self.waiting.push_back(queue);
+                }
+                self.set_idle(queue, !kicks, cx);
+                self.arm(until_ns, cx);
+                Flow::Done
+            }
             Err(fault) => {
                 self.fault(fault, cx);
                 Flow::Done
@@ -154,10 +251,11 @@ impl<D: Device> Worker<D> {
 
     /// One line: whose state, how far each ring is, what is in flight.
     fn dump(&self) -> String {
-        let state = match (self.live, self.paused) {
-            (false, _) => "no driver",
-            (true, false) => "live",
-            (true, true) => "paused",
+        let state = match (self.live, self.paused, self.waiting.is_empty()) {
+            (false, ..) => "no driver",
+            (true, true, _) => "paused",
+            (true, false, true) => "live",
+            (true, false, false) => "held back by its limit",
         };
         let mut line = format!("{}: {state}, {} in flight in the device", self.device.id(), self.device.in_flight());
         for (queue, ring) in self.rings.iter().enumerate() {
@@ -176,6 +274,7 @@ impl<D: Device> Worker<D> {
     /// Stops serving until the driver resets the device (virtio 1.2, section 2.1.1).
     fn give_up(&mut self, cx: &mut Cx<'_>) {
         self.live = false;
+        self.waiting.clear();
         self.forget_kicks(cx);
         self.page.set_needs_reset();
         self.interrupt.config();
@@ -203,6 +302,7 @@ impl<D: Device> Handler for Worker<D> {
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         cx.listen(&self.commands, COMMANDS);
+        self.timer = Some(cx.timer(TIMER)?);
         self.device.attach(cx)
     }
 
@@ -214,13 +314,21 @@ impl<D: Device> Handler for Worker<D> {
                 }
                 Flow::Done
             }
-            DEVICE_TAG.. => {
+            TIMER => {
+                self.armed_ns = None;
+                self.serve_waiting(cx)
+            }
+            tag @ DEVICE_TAG.. => {
+                let ask_again = self.device.ready(tag, cx.now_ns());
                 if let Err(fault) = self.settle(cx) {
                     self.fault(fault, cx);
                 }
+                if ask_again && !self.waiting.is_empty() {
+                    self.arm(cx.now_ns(), cx);
+                }
                 Flow::Done
             }
-            queue => self.serve(queue as usize, cx),
+            queue => self.kicked(queue as usize, cx),
         };
         if self.reset.is_some() || !self.pauses.is_empty() {
             self.end_drained();

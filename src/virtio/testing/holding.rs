@@ -96,6 +96,10 @@ impl Device for Holding {
         Ok(())
     }
 
+    fn ready(&mut self, _tag: u32, _now_ns: u64) -> bool {
+        false
+    }
+
     fn process(&mut self, queue: usize, chain: &Chain, _now_ns: u64) -> Verdict {
         let mut state = self.state.lock().unwrap();
         state.taken.push((queue, chain.head()));
