@@ -87,6 +87,13 @@ impl VmSpec {
     }
 }
 
+impl VmSpec {
+    /// temporary
+    pub fn limits_of(&self, drive: &DriveSpec) -> crate::qos::Limits {
+        drive.limits
+    }
+}
+
 /// `-drive`: a virtio-blk device and the file behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveSpec {
@@ -104,6 +111,10 @@ pub struct DriveSpec {
     pub iothread: Option<String>,
     /// `aio=`.
     pub aio: Aio,
+    /// `iops=` and `throttling.*`.
+    pub limits: crate::qos::Limits,
+    /// `throttling.group=`.
+    pub group: Option<String>,
 }
 
 impl DriveSpec {
@@ -117,6 +128,8 @@ impl DriveSpec {
             serial: None,
             iothread: None,
             aio: Aio::Auto,
+            limits: crate::qos::Limits::default(),
+            group: None,
         }
     }
 }

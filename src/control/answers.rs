@@ -24,9 +24,10 @@ use crate::qmp::reply::{
     MachineInfo, NameInfo, RunState, StatusInfo, SysEmuTarget,
 };
 use crate::qmp::schema::Empty;
+use crate::qos::Quantity::{Bps, BpsRead, BpsWrite, Iops, IopsRead, IopsWrite};
 
-/// Answers a query. The commands that change something are Control's own.
-pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory) -> Result<Value> {
+/// Answers a query, at `now_ns`. The commands that change something are Control's own.
+pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, now_ns: u64) -> Result<Value> {
     match query {
         Command::QueryStatus => {
             value(StatusInfo { running: state == RunState::Running, singlestep: false, status: state })
@@ -37,7 +38,9 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory) ->
         Command::QueryCpusFast => value((0..).zip(inventory.vcpus.iter()).map(cpu_fast).collect::<Vec<_>>()),
         Command::QueryIothreads => value(inventory.iothreads.iter().map(iothread).collect::<Vec<_>>()),
         Command::QueryBlock => value(inventory.drives.iter().map(block).collect::<Vec<_>>()),
-        Command::QueryBlockstats => value(inventory.drives.iter().map(blockstats).collect::<Vec<_>>()),
+        Command::QueryBlockstats => {
+            value(inventory.drives.iter().map(|drive| blockstats(drive, now_ns)).collect::<Vec<_>>())
+        }
         Command::QueryMachines => value([MachineInfo {
             name: "microvm".into(),
             is_default: Some(true),
@@ -46,7 +49,7 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory) ->
             numa_mem_supported: false,
             deprecated: false,
         }]),
-        Command::Stop | Command::Cont | Command::Quit => value(Empty {}),
+        Command::Stop | Command::Cont | Command::Quit | Command::BlockSetIoThrottle(_) => value(Empty {}),
     }
 }
 
@@ -114,6 +117,10 @@ fn block(drive: &Drive) -> BlockInfo {
     let spec = &drive.spec;
     let file = spec.file.display().to_string();
     let failed = drive.counters.kinds.iter().any(|kind| kind.failed.load(Relaxed) > 0);
+    let limit = |quantity| drive.limits.of(quantity);
+    let some = |value: u64| Some(value).filter(|&value| value > 0);
+    let max = |quantity| some(limit(quantity).max);
+    let max_length = |quantity| max(quantity).map(|_| limit(quantity).max_length.unwrap_or(1));
     BlockInfo {
         device: spec.id.clone(),
         qdev: Some(spec.id.clone()),
@@ -129,12 +136,26 @@ fn block(drive: &Drive) -> BlockInfo {
             backing_file_depth: 0,
             encrypted: false,
             detect_zeroes: BlockdevDetectZeroesOptions::Off,
-            bps: 0,
-            bps_rd: 0,
-            bps_wr: 0,
-            iops: 0,
-            iops_rd: 0,
-            iops_wr: 0,
+            bps: limit(Bps).rate,
+            bps_rd: limit(BpsRead).rate,
+            bps_wr: limit(BpsWrite).rate,
+            iops: limit(Iops).rate,
+            iops_rd: limit(IopsRead).rate,
+            iops_wr: limit(IopsWrite).rate,
+            bps_max: max(Bps),
+            bps_rd_max: max(BpsRead),
+            bps_wr_max: max(BpsWrite),
+            iops_max: max(Iops),
+            iops_rd_max: max(IopsRead),
+            iops_wr_max: max(IopsWrite),
+            bps_max_length: max_length(Bps),
+            bps_rd_max_length: max_length(BpsRead),
+            bps_wr_max_length: max_length(BpsWrite),
+            iops_max_length: max_length(Iops),
+            iops_rd_max_length: max_length(IopsRead),
+            iops_wr_max_length: max_length(IopsWrite),
+            iops_size: some(drive.limits.iops_size),
+            group: spec.group.clone(),
             image: ImageInfo {
                 filename: file,
                 format: "raw".into(),
@@ -147,10 +168,12 @@ fn block(drive: &Drive) -> BlockInfo {
     }
 }
 
-fn blockstats(drive: &Drive) -> BlockStats {
+fn blockstats(drive: &Drive, now_ns: u64) -> BlockStats {
     let [read, write, flush, unmap] =
         [Kind::Read, Kind::Write, Kind::Flush, Kind::Unmap].map(|kind| &drive.counters.kinds[kind as usize]);
     let get = |counter: &AtomicU64| counter.load(Relaxed);
+    let held = &drive.counters.held;
+    let [iops_last_second, bps_last_second] = drive.counters.recent.last_second(now_ns);
     BlockStats {
         device: Some(drive.spec.id.clone()),
         qdev: Some(drive.spec.id.clone()),
@@ -183,6 +206,11 @@ fn blockstats(drive: &Drive) -> BlockStats {
             account_failed: false,
             timed_stats: Vec::new(),
             in_flight_operations: get(&drive.counters.in_flight),
+            throttled_operations: get(&held.operations),
+            throttle_total_time_ns: get(&held.total_ns),
+            throttle_longest_time_ns: get(&held.longest_ns),
+            iops_last_second,
+            bps_last_second,
         },
     }
 }

@@ -10,6 +10,7 @@ mod listener;
 mod run;
 mod session;
 mod signals;
+mod throttle;
 
 pub use console::Console;
 pub use listener::Listener;

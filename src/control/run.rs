@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{error, info};
 use serde_json::{Value, json};
 
-use super::answers;
 use super::session::ToSession;
+use super::{answers, throttle};
 use crate::devices::block::{IoFailure, Kind};
 use crate::error::Result;
 use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Lost, Receiver, Sender, channel};
@@ -127,14 +127,14 @@ impl Control {
         }
     }
 
-    fn message(&mut self, message: Message) {
+    fn message(&mut self, message: Message, now_ns: u64) {
         match message {
             Message::Joined(session) => {
                 // Who has gone is forgotten here too: a machine may see no event for months, and a client each second.
                 self.sessions.retain(|session| !session.is_closed());
                 self.sessions.push(session);
             }
-            Message::Command(command, done) => self.command(command, done),
+            Message::Command(command, done) => self.command(command, done, now_ns),
             Message::End(cause) => self.finish(cause, End::Wanted),
             Message::Drained => self.drained(),
             Message::Dump => self.dump(),
@@ -153,7 +153,7 @@ impl Control {
         }
     }
 
-    fn command(&mut self, command: Command, done: Done<Result<Value>>) {
+    fn command(&mut self, command: Command, done: Done<Result<Value>>, now_ns: u64) {
         match command {
             Command::Stop | Command::Cont => {
                 self.waiting.push_back((command, done));
@@ -163,7 +163,8 @@ impl Control {
                 done.end(Ok(json!({})));
                 self.finish(ShutdownCause::HostQmpQuit, End::Wanted);
             }
-            query => done.end(answers::answer(&query, self.run_state(), &self.inventory)),
+            Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.drives, done),
+            query => done.end(answers::answer(&query, self.run_state(), &self.inventory, now_ns)),
         }
     }
 
@@ -321,7 +322,7 @@ impl Handler for Control {
             self.notice(notice);
         }
         while let Some(message) = self.messages.receive() {
-            self.message(message);
+            self.message(message, cx.now_ns());
         }
         Ok(Flow::Done)
     }

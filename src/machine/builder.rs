@@ -3,7 +3,8 @@
 //! What can be refused cheaply is tried first; the iothreads set up their devices while the kernel is being loaded.
 //! Nothing runs in the guest until [`Machine::start`]. Main thread.
 
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::board::Board;
 use super::inventory::{Drive, Inventory, Notice};
@@ -22,7 +23,7 @@ use crate::kvm::irq::Irq;
 use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
 use crate::kvm::vm::Vm;
 use crate::memory::{self, GuestRam};
-use crate::qos::Bucket;
+use crate::qos::{Bucket, Group, Limits};
 use crate::sys::stdio;
 
 /// A machine whose vCPUs have not been started.
@@ -63,10 +64,13 @@ impl Machine {
             spec.iothreads.iter().map(|iothread| LoopThread::start(&iothread.id, || {})).collect::<Result<Vec<_>>>()?;
         let mut board = Board::new(vm.clone());
         let mut drives = Vec::with_capacity(disks.len());
+        let mut groups = HashMap::new();
         for (drive, disk) in spec.drives.iter().zip(disks) {
             let size_bytes = disk.sectors() * 512;
-            let block = block(drive, disk, &ram, &notices);
-            drives.push(Drive { spec: drive.clone(), size_bytes, counters: block.counters() });
+            let limits = spec.limits_of(drive);
+            let block = block(drive, disk, throttle(drive, &limits, &mut groups), &ram, &notices);
+            let (counters, orders) = (block.counters(), block.orders());
+            drives.push(Drive { spec: drive.clone(), size_bytes, counters, limits, orders });
             let home = drive.iothread.as_ref().and_then(|id| iothreads.iter().find(|thread| thread.id() == id));
             board.plug(block, home.map(LoopThread::remote), main)?;
         }
@@ -113,8 +117,16 @@ impl Machine {
     }
 }
 
+/// What limits a drive: a bucket of its own, or its group's, which the first of the group makes.
+fn throttle(drive: &DriveSpec, limits: &Limits, groups: &mut HashMap<String, Arc<Mutex<Group>>>) -> Throttle {
+    let Some(name) = &drive.group else { return Throttle::Own(Bucket::new(limits)) };
+    let group = groups.entry(name.clone()).or_insert_with(|| Arc::new(Mutex::new(Group::new(limits)))).clone();
+    let member = group.lock().unwrap_or_else(PoisonError::into_inner).join();
+    Throttle::Shared(group, member)
+}
+
 /// The device of one drive.
-fn block(drive: &DriveSpec, disk: Disk, ram: &Arc<GuestRam>, notices: &Sender<Notice>) -> Block {
+fn block(drive: &DriveSpec, disk: Disk, throttle: Throttle, ram: &Arc<GuestRam>, notices: &Sender<Notice>) -> Block {
     let notices = notices.clone();
     let id = drive.id.clone();
     let report = Box::new(move |failure: IoFailure| {
@@ -122,7 +134,6 @@ fn block(drive: &DriveSpec, disk: Disk, ram: &Arc<GuestRam>, notices: &Sender<No
         let _ = notices.send(Notice::IoFailure(id.clone(), failure));
     });
     let serial = drive.serial.as_deref().unwrap_or(&drive.id);
-    let throttle = Throttle::Own(Bucket::new(&crate::qos::Limits::iops(0)));
     Block::new(&drive.id, serial, disk, throttle, ram.clone(), report)
 }
 

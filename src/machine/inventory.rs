@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use crate::config::spec::DriveSpec;
-use crate::devices::block::{BlockCounters, IoFailure};
+use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
+use crate::qos::Limits;
 use crate::virtio::Command;
 
 /// What the machine's threads have to say to the control plane.
@@ -46,4 +47,8 @@ pub struct Drive {
     pub size_bytes: u64,
     /// What it has done.
     pub counters: Arc<BlockCounters>,
+    /// What limits it now: its own limits, or those of its group.
+    pub limits: Limits,
+    /// The way to give it others.
+    pub orders: Sender<SetLimits>,
 }

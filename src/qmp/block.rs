@@ -65,6 +65,34 @@ object! {
         "iops_rd" => iops_rd: u64,
         /// The same of writes.
         "iops_wr" => iops_wr: u64,
+        /// Bytes per second during a burst; absent where none is allowed.
+        "bps_max" => bps_max: Option<u64>,
+        /// The same of reads.
+        "bps_rd_max" => bps_rd_max: Option<u64>,
+        /// The same of writes.
+        "bps_wr_max" => bps_wr_max: Option<u64>,
+        /// Requests per second during a burst; absent where none is allowed.
+        "iops_max" => iops_max: Option<u64>,
+        /// The same of reads.
+        "iops_rd_max" => iops_rd_max: Option<u64>,
+        /// The same of writes.
+        "iops_wr_max" => iops_wr_max: Option<u64>,
+        /// How long a burst of bytes may last, in seconds; absent where none is allowed.
+        "bps_max_length" => bps_max_length: Option<u64>,
+        /// The same of reads.
+        "bps_rd_max_length" => bps_rd_max_length: Option<u64>,
+        /// The same of writes.
+        "bps_wr_max_length" => bps_wr_max_length: Option<u64>,
+        /// How long a burst of requests may last, in seconds; absent where none is allowed.
+        "iops_max_length" => iops_max_length: Option<u64>,
+        /// The same of reads.
+        "iops_rd_max_length" => iops_rd_max_length: Option<u64>,
+        /// The same of writes.
+        "iops_wr_max_length" => iops_wr_max_length: Option<u64>,
+        /// A request of more bytes counts as several; absent where each counts as one.
+        "iops_size" => iops_size: Option<u64>,
+        /// The group that shares these limits; absent if it is the drive's own.
+        "group" => group: Option<String>,
         /// The image.
         "image" => image: ImageInfo,
         /// How the host caches it.
@@ -163,5 +191,64 @@ object! {
         "timed_stats" => timed_stats: Vec<Empty>,
         /// Requests taken from the guest and not yet answered. Ours.
         "in_flight_operations" => in_flight_operations: u64,
+        /// Requests that had to wait for the drive's limits. Ours.
+        "throttled_operations" => throttled_operations: u64,
+        /// How long the first in the row had to wait, in nanoseconds, summed. Ours.
+        "throttle_total_time_ns" => throttle_total_time_ns: u64,
+        /// The longest of these waits, in nanoseconds. Ours.
+        "throttle_longest_time_ns" => throttle_longest_time_ns: u64,
+        /// Reads, writes and discards of the last second. Ours.
+        "iops_last_second" => iops_last_second: u64,
+        /// Their bytes. Ours.
+        "bps_last_second" => bps_last_second: u64,
+    }
+
+    /// The arguments of `block_set_io_throttle`. A limit of which nothing is given stays as it is, with its burst; one of
+    /// which anything is given is replaced by what is given.
+    pub struct BlockIOThrottle {
+        /// The drive's id.
+        "device" => device: Option<String>,
+        /// The same: a drive and its device have one id.
+        "id" => id: Option<String>,
+        /// Limit on bytes per second; 0 is none.
+        "bps" => bps: Option<u64>,
+        /// The same of reads.
+        "bps_rd" => bps_rd: Option<u64>,
+        /// The same of writes.
+        "bps_wr" => bps_wr: Option<u64>,
+        /// Limit on requests per second; 0 is none.
+        "iops" => iops: Option<u64>,
+        /// The same of reads.
+        "iops_rd" => iops_rd: Option<u64>,
+        /// The same of writes.
+        "iops_wr" => iops_wr: Option<u64>,
+        /// Bytes per second during a burst; 0 or absent: no burst.
+        "bps_max" => bps_max: Option<u64>,
+        /// The same of reads.
+        "bps_rd_max" => bps_rd_max: Option<u64>,
+        /// The same of writes.
+        "bps_wr_max" => bps_wr_max: Option<u64>,
+        /// Requests per second during a burst; 0 or absent: no burst.
+        "iops_max" => iops_max: Option<u64>,
+        /// The same of reads.
+        "iops_rd_max" => iops_rd_max: Option<u64>,
+        /// The same of writes.
+        "iops_wr_max" => iops_wr_max: Option<u64>,
+        /// How long a burst of bytes may last, in seconds; 1 if absent.
+        "bps_max_length" => bps_max_length: Option<u64>,
+        /// The same of reads.
+        "bps_rd_max_length" => bps_rd_max_length: Option<u64>,
+        /// The same of writes.
+        "bps_wr_max_length" => bps_wr_max_length: Option<u64>,
+        /// How long a burst of requests may last, in seconds; 1 if absent.
+        "iops_max_length" => iops_max_length: Option<u64>,
+        /// The same of reads.
+        "iops_rd_max_length" => iops_rd_max_length: Option<u64>,
+        /// The same of writes.
+        "iops_wr_max_length" => iops_wr_max_length: Option<u64>,
+        /// A request of more bytes counts as so many as it is longer; 0: each counts as one.
+        "iops_size" => iops_size: Option<u64>,
+        /// The drive's group. It is chosen at the start: only the one that the drive has is accepted.
+        "group" => group: Option<String>,
     }
 }

@@ -8,7 +8,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
-use crate::qmp::block::{BlockInfo, BlockStats};
+use crate::qmp::block::{BlockIOThrottle, BlockInfo, BlockStats};
 use crate::qmp::introspect::SchemaInfo;
 use crate::qmp::reply::{
     CommandInfo, CpuInfo, CpuInfoFast, EventInfo, IOThreadInfo, KvmInfo, MachineInfo, NameInfo, StatusInfo, VersionInfo,
@@ -51,7 +51,7 @@ macro_rules! commands {
         $($(#[$group_doc])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub enum $group {
-            $($(#[$doc])* $variant $(($arguments))?,)*
+            $($(#[$doc])* $variant $((Box<$arguments>))?,)*
         })*
 
         /// What a request asks for.
@@ -75,7 +75,7 @@ macro_rules! commands {
         Ok(Asked::$group($group::$variant))
     }};
     (@parse $value:ident, $group:ident, $variant:ident, $arguments:ty) => {
-        serde_json::from_value::<$arguments>(Value::Object($value)).map(|read| Asked::$group($group::$variant(read)))
+        serde_json::from_value::<Box<$arguments>>(Value::Object($value)).map(|read| Asked::$group($group::$variant(read)))
     };
 }
 
@@ -118,6 +118,8 @@ commands! {
         "query-block" => QueryBlock -> Vec<BlockInfo>,
         /// What the disks did.
         "query-blockstats" => QueryBlockstats -> Vec<BlockStats>,
+        /// Limit a disk, or what its group shares.
+        "block_set_io_throttle" => BlockSetIoThrottle(BlockIOThrottle) -> Empty,
         /// The machine types.
         "query-machines" => QueryMachines -> Vec<MachineInfo>,
     }
@@ -166,7 +168,7 @@ mod tests {
     fn arguments_are_read_and_unknown_ones_refused() {
         let capabilities = Capabilities { enable: Some(vec![QmpCapability::Oob]) };
         let asked = ask("qmp_capabilities", &json!({"enable": ["oob"]})).unwrap();
-        assert_eq!(asked, Asked::Protocol(Protocol::Negotiate(capabilities)));
+        assert_eq!(asked, Asked::Protocol(Protocol::Negotiate(Box::new(capabilities))));
         let told = ask("stop", &json!({"now": true})).unwrap_err().to_string();
         assert_eq!(told, "Parameter 'now' is unexpected; accepted: nothing");
         let told = ask("qmp_capabilities", &json!({"enable": ["x"]})).unwrap_err().to_string();

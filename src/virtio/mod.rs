@@ -30,4 +30,6 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod front_test;
 #[cfg(test)]
+mod throttle_test;
+#[cfg(test)]
 mod worker_test;

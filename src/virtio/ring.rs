@@ -82,6 +82,8 @@ pub enum Served {
         until_ns: u64,
         /// Whether the driver will kick for what it adds meanwhile. If not, nothing that it adds could go.
         kicks: bool,
+        /// Whether any chain has gone.
+        went: bool,
     },
 }
 
@@ -98,6 +100,8 @@ struct Aside {
 struct Waits {
     until_ns: Option<u64>,
     directions: [bool; 2],
+    /// Some chain has gone all the same.
+    went: bool,
 }
 
 impl Waits {
@@ -112,6 +116,12 @@ impl Waits {
     /// Nothing may go.
     fn all(&self) -> bool {
         self.directions == [true; 2]
+    }
+
+    /// What a call leaves behind that has come to its end.
+    fn outcome(&self) -> Served {
+        let (kicks, went) = (!self.all(), self.went);
+        self.until_ns.map_or(Served::All, |until_ns| Served::Held { until_ns, kicks, went })
     }
 }
 
@@ -206,8 +216,11 @@ impl Ring {
             left -= 1;
             if self.pop(&ram)? {
                 match process(&self.chain) {
-                    Verdict::Used(len) => self.give_back(self.chain.head, len)?,
-                    Verdict::Pending => {}
+                    Verdict::Used(len) => {
+                        waits.went = true;
+                        self.give_back(self.chain.head, len)?;
+                    }
+                    Verdict::Pending => waits.went = true,
                     Verdict::Later(direction, wait) => {
                         waits.note(direction, wait);
                         self.set_aside(direction, now_ns);
@@ -215,16 +228,14 @@ impl Ring {
                 }
                 self.counted = self.counted.saturating_sub(1);
             } else if !self.queue.enable_notification(&*ram).map_err(outside)? {
-                return Ok(waits.until_ns.map_or(Served::All, |until_ns| Served::Held { until_ns, kicks: true }));
+                return Ok(waits.outcome());
             }
         }
-        match waits.until_ns.filter(|_| waits.all()) {
-            Some(until_ns) => {
-                self.count_behind(&ram)?;
-                Ok(Served::Held { until_ns, kicks: false })
-            }
-            None => Ok(Served::More),
+        if !waits.all() {
+            return Ok(Served::More);
         }
+        self.count_behind(&ram)?;
+        Ok(waits.outcome())
     }
 
     /// Hands over what was set aside, each direction in its order up to the first that must still wait. What is left of
@@ -254,6 +265,7 @@ impl Ring {
                         break;
                     }
                 }
+                waits.went = true;
                 if let Some(since_ns) = self.aside[direction].since_ns.take() {
                     let wait_ns = now_ns.saturating_sub(since_ns);
                     self.held.total_ns += wait_ns;

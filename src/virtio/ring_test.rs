@@ -484,7 +484,10 @@ fn a_ring_that_is_told_to_wait_hands_over_nothing_more_asks_for_no_kick_and_goes
     for event_idx in [false, true] {
         let (mut ring, mut vring) = rig(8, event_idx);
         let mut heads: Vec<u16> = (0..3).map(|_| vring.add(&[one(Direction::Read)])).collect();
-        assert_eq!(served(&mut ring, 0, |_| false, true), (vec![], Served::Held { until_ns: 100, kicks: false }));
+        assert_eq!(
+            served(&mut ring, 0, |_| false, true),
+            (vec![], Served::Held { until_ns: 100, kicks: false, went: false })
+        );
         assert_eq!(ring.queue.next_avail(), 1, "one is set aside, the others stay in the ring");
         vring.wants_kick();
         heads.push(vring.add(&[one(Direction::Write)]));
@@ -503,7 +506,7 @@ fn what_must_wait_does_not_hold_up_the_other_direction_and_keeps_its_order() {
         writes.push(vring.add(&[one(Direction::Write)]));
         reads.push(vring.add(&[one(Direction::Read)]));
     }
-    let held = Served::Held { until_ns: 100, kicks: true };
+    let held = Served::Held { until_ns: 100, kicks: true, went: true };
     assert_eq!(served(&mut ring, 0, |direction| direction == Direction::Read, false), (reads, held));
     writes.push(vring.add(&[one(Direction::Write)]));
     let read = vring.add(&[one(Direction::Read)]);

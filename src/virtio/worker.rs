@@ -5,7 +5,6 @@
 //! and the driver gets at most one interrupt. A queue that its device tells to wait is served again by a timer and not
 //! by kicks. Decoding of registers is the front's.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use log::error;
@@ -26,14 +25,18 @@ const TIMER: u32 = 0x81;
 /// Chains served of one queue before the other handlers of the loop have their turn (G10).
 const BUDGET: usize = 64;
 
-/// How the driver reaches one queue.
-struct Kick {
-    queue: usize,
-    key: Key,
-    /// The queue waits, and nothing that the driver adds could go: kicks say nothing.
+/// How one queue comes to be served: by its kicks, or by the timer.
+struct Queue {
+    number: usize,
+    kick: Key,
+    /// Chains of it wait until the timer goes.
+    waits: bool,
+    /// ... and nothing that the driver adds could go: its kicks say nothing.
     idle: bool,
     /// It was kicked all the same, and is masked.
     deaf: bool,
+    /// When a chain of it last went while others waited, as a number that grows.
+    went: u64,
 }
 
 /// One device in its loop.
@@ -43,9 +46,9 @@ pub struct Worker<D: Device> {
     interrupt: Interrupt,
     commands: Receiver<Command>,
     rings: Vec<Option<Ring>>,
-    kicks: Vec<Kick>,
-    /// The queues that are served by the timer, the longest waiting first.
-    waiting: VecDeque<usize>,
+    queues: Vec<Queue>,
+    /// How often a queue that waits was served.
+    served: u64,
     timer: Option<Key>,
     /// What the timer is armed for; none if it is not.
     armed_ns: Option<u64>,
@@ -69,8 +72,8 @@ impl<D: Device> Worker<D> {
             interrupt,
             commands,
             rings: Vec::new(),
-            kicks: Vec::new(),
-            waiting: VecDeque::new(),
+            queues: Vec::new(),
+            served: 0,
             timer: None,
             armed_ns: None,
             live: false,
@@ -87,7 +90,6 @@ impl<D: Device> Worker<D> {
             Command::Reset(done) => {
                 self.live = false;
                 self.forget_kicks(cx);
-                self.waiting.clear();
                 self.reset = Some(done);
             }
             Command::Pause(done) => {
@@ -101,9 +103,7 @@ impl<D: Device> Worker<D> {
                 // heard again: so no chain is left behind, whatever the pause interrupted (G20).
                 self.hear_kicks(Interest::READ, cx);
                 // What was due during the pause was not served; the time has earned what its device lets it earn.
-                if !self.waiting.is_empty() {
-                    self.arm(cx.now_ns(), cx);
-                }
+                self.ask_again(cx);
             }
             Command::Dump(done) => done.end(self.dump()),
         }
@@ -113,7 +113,10 @@ impl<D: Device> Worker<D> {
         self.rings = activation.rings;
         for (queue, kick) in activation.kicks {
             match cx.own(kick, queue) {
-                Ok(key) => self.kicks.push(Kick { queue: queue as usize, key, idle: false, deaf: false }),
+                Ok(kick) => {
+                    let number = queue as usize;
+                    self.queues.push(Queue { number, kick, waits: false, idle: false, deaf: false, went: 0 });
+                }
                 Err(e) => {
                     error!("{}: {e}", self.device.id());
                     self.give_up(cx);
@@ -129,40 +132,28 @@ impl<D: Device> Worker<D> {
     }
 
     fn hear_kicks(&mut self, interest: Interest, cx: &mut Cx<'_>) {
-        for kick in &mut self.kicks {
-            kick.deaf = false;
-            if let Err(e) = cx.set_interest(kick.key, interest) {
+        for queue in &mut self.queues {
+            queue.deaf = false;
+            if let Err(e) = cx.set_interest(queue.kick, interest) {
                 error!("{}: {e}", self.device.id());
             }
         }
     }
 
-    /// Says whether the kicks of a queue mean anything.
-    fn set_idle(&mut self, queue: usize, idle: bool, cx: &mut Cx<'_>) {
-        let Some(kick) = self.kicks.iter_mut().find(|kick| kick.queue == queue) else { return };
-        kick.idle = idle;
-        if !idle
-            && std::mem::take(&mut kick.deaf)
-            && let Err(e) = cx.set_interest(kick.key, Interest::READ)
-        {
-            error!("{}: {e}", self.device.id());
-        }
-    }
-
     fn forget_kicks(&mut self, cx: &mut Cx<'_>) {
-        for kick in self.kicks.drain(..) {
-            cx.unwatch(kick.key);
+        for queue in self.queues.drain(..) {
+            cx.unwatch(queue.kick);
         }
     }
 
     /// A driver's kick. One that was asked not to kick a queue that waits, and does it all the same, is masked until the
     /// queue is empty: it costs two system calls and not one for each kick.
-    fn kicked(&mut self, queue: usize, cx: &mut Cx<'_>) -> Flow {
-        match self.kicks.iter_mut().find(|kick| kick.queue == queue && kick.idle) {
-            None => self.serve(queue, cx),
-            Some(kick) => {
-                kick.deaf = true;
-                if let Err(e) = cx.set_interest(kick.key, Interest::NONE) {
+    fn kicked(&mut self, number: usize, cx: &mut Cx<'_>) -> Flow {
+        match self.queues.iter_mut().find(|queue| queue.number == number && queue.idle) {
+            None => self.serve(number, cx),
+            Some(queue) => {
+                queue.deaf = true;
+                if let Err(e) = cx.set_interest(queue.kick, Interest::NONE) {
                     error!("{}: {e}", self.device.id());
                 }
                 Flow::Idle
@@ -170,20 +161,50 @@ impl<D: Device> Worker<D> {
         }
     }
 
-    /// Serves the queues that wait, each once, the longest waiting first, whether or not they are due.
+    /// Serves the queues that wait, each once, whether or not they are due: first the one of which nothing has gone for
+    /// the longest, so that none gets what is another's.
     fn serve_waiting(&mut self, cx: &mut Cx<'_>) -> Flow {
         if self.paused {
             return Flow::Idle;
         }
+        self.queues.sort_unstable_by_key(|queue| queue.went);
         let mut flow = Flow::Done;
-        for _ in 0..self.waiting.len() {
-            let Some(queue) = self.waiting.pop_front() else { break };
-            if self.serve(queue, cx) == Flow::More {
-                self.waiting.push_back(queue);
+        for place in 0..self.queues.len() {
+            // A fault ends the list.
+            let Some(&Queue { number, waits, .. }) = self.queues.get(place) else { break };
+            if waits && self.serve(number, cx) == Flow::More {
                 flow = Flow::More;
             }
         }
         flow
+    }
+
+    /// Has the queues that wait served as soon as the loop comes to it.
+    fn ask_again(&mut self, cx: &mut Cx<'_>) {
+        if self.queues.iter().any(|queue| queue.waits) {
+            self.arm(cx.now_ns(), cx);
+        }
+    }
+
+    /// Says how a queue comes to be served next: whether chains of it wait for the timer, and whether a kick may bring one
+    /// that can go.
+    fn await_next(&mut self, number: usize, timer: bool, kicks: bool, cx: &mut Cx<'_>) {
+        let Some(queue) = self.queues.iter_mut().find(|queue| queue.number == number) else { return };
+        (queue.waits, queue.idle) = (timer, !kicks);
+        if kicks
+            && std::mem::take(&mut queue.deaf)
+            && let Err(e) = cx.set_interest(queue.kick, Interest::READ)
+        {
+            error!("{}: {e}", self.device.id());
+        }
+    }
+
+    /// A chain of a queue that waits has gone.
+    fn took_turn(&mut self, number: usize) {
+        self.served += 1;
+        if let Some(queue) = self.queues.iter_mut().find(|queue| queue.number == number) {
+            queue.went = self.served;
+        }
     }
 
     /// Arms the timer, unless it is armed for an earlier time.
@@ -213,16 +234,15 @@ impl<D: Device> Worker<D> {
         let settled = self.settle(cx);
         match served.and_then(|served| settled.map(|()| served)) {
             Ok(Served::All) => {
-                self.waiting.retain(|&other| other != queue);
-                self.set_idle(queue, false, cx);
+                self.await_next(queue, false, true, cx);
                 Flow::Done
             }
             Ok(Served::More) => Flow::More,
-            Ok(Served::Held { until_ns, kicks }) => {
-                if !self.waiting.contains(&queue) {
-                    self.waiting.push_back(queue);
+            Ok(Served::Held { until_ns, kicks, went }) => {
+                self.await_next(queue, true, kicks, cx);
+                if went {
+                    self.took_turn(queue);
                 }
-                self.set_idle(queue, !kicks, cx);
                 self.arm(until_ns, cx);
                 Flow::Done
             }
@@ -251,11 +271,11 @@ impl<D: Device> Worker<D> {
 
     /// One line: whose state, how far each ring is, what is in flight.
     fn dump(&self) -> String {
-        let state = match (self.live, self.paused, self.waiting.is_empty()) {
+        let state = match (self.live, self.paused, self.queues.iter().any(|queue| queue.waits)) {
             (false, ..) => "no driver",
             (true, true, _) => "paused",
-            (true, false, true) => "live",
-            (true, false, false) => "held back by its limit",
+            (true, false, true) => "held back by its limit",
+            (true, false, false) => "live",
         };
         let mut line = format!("{}: {state}, {} in flight in the device", self.device.id(), self.device.in_flight());
         for (queue, ring) in self.rings.iter().enumerate() {
@@ -274,7 +294,6 @@ impl<D: Device> Worker<D> {
     /// Stops serving until the driver resets the device (virtio 1.2, section 2.1.1).
     fn give_up(&mut self, cx: &mut Cx<'_>) {
         self.live = false;
-        self.waiting.clear();
         self.forget_kicks(cx);
         self.page.set_needs_reset();
         self.interrupt.config();
@@ -323,8 +342,8 @@ impl<D: Device> Handler for Worker<D> {
                 if let Err(fault) = self.settle(cx) {
                     self.fault(fault, cx);
                 }
-                if ask_again && !self.waiting.is_empty() {
-                    self.arm(cx.now_ns(), cx);
+                if ask_again {
+                    self.ask_again(cx);
                 }
                 Flow::Done
             }

@@ -1,0 +1,83 @@
+//! `block_set_io_throttle`: from QEMU's arguments to a drive's limits, and on to the drive's own thread.
+//!
+//! What a limit means is `qos`'s. The answer is the drive's: it comes when the limits hold. Main thread.
+
+use serde_json::{Value, json};
+
+use crate::devices::block::SetLimits;
+use crate::error::{Error, Kind, Result};
+use crate::event::{Done, Lost};
+use crate::machine::Drive;
+use crate::qmp::block::BlockIOThrottle;
+use crate::qos::{Limit, Limits};
+
+/// Has the drive that `asked` names, and all of its group, limited as it says.
+pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Result<Value>>) {
+    let (id, limits) = match plan(asked, drives) {
+        Ok(plan) => plan,
+        Err(error) => return done.end(Err(error)),
+    };
+    let Some(drive) = drives.iter().find(|drive| drive.spec.id == id) else { return };
+    let (group, orders) = (drive.spec.group.clone(), drive.orders.clone());
+    // What `query-block` says from here on; who asks it after this answer finds it true.
+    for drive in drives.iter_mut() {
+        if drive.spec.id == id || group.is_some() && drive.spec.group == group {
+            drive.limits = limits;
+        }
+    }
+    let set = Done::posted(move |set: std::result::Result<(), Lost>| {
+        let gone = |Lost| Error::new(Kind::NotActive, format!("Device '{id}' has failed and is not served any more"));
+        done.end(set.map(|()| json!({})).map_err(gone));
+    });
+    // A drive that is gone drops the slip, which is posted all the same.
+    let _ = orders.send(SetLimits { limits, done: set });
+}
+
+/// Whose limits become which.
+fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(String, Limits)> {
+    let id = match (&asked.id, &asked.device) {
+        (Some(id), Some(device)) if id != device => {
+            return Err(Error::usage(format!("Parameters 'id' and 'device' name two drives, '{id}' and '{device}'")));
+        }
+        (Some(id), _) | (None, Some(id)) => id,
+        (None, None) => {
+            return Err(Error::usage("Parameter 'id' is missing: the drive's id; accepted as 'device' too"));
+        }
+    };
+    let drive = drives.iter().find(|drive| drive.spec.id == *id);
+    let drive = drive.ok_or_else(|| Error::new(Kind::NotFound, format!("Device '{id}' not found")))?;
+    if asked.group.is_some() && asked.group != drive.spec.group {
+        let now = drive.spec.group.as_ref().map_or("none".to_owned(), |group| format!("'{group}'"));
+        return Err(Error::usage(format!(
+            "Parameter 'group' cannot be changed while the machine runs; accepted: the drive's group, which is {now}"
+        )));
+    }
+    let limits = merge(asked, &drive.limits);
+    limits.check().map_err(|refusal| Error::usage(refusal.to_string()))?;
+    Ok((id.clone(), limits))
+}
+
+/// `limits` with what is asked. The order of the six is that of [`crate::qos::Quantity`].
+fn merge(asked: &BlockIOThrottle, limits: &Limits) -> Limits {
+    let a = asked;
+    let given = [
+        [a.iops, a.iops_max, a.iops_max_length],
+        [a.iops_rd, a.iops_rd_max, a.iops_rd_max_length],
+        [a.iops_wr, a.iops_wr_max, a.iops_wr_max_length],
+        [a.bps, a.bps_max, a.bps_max_length],
+        [a.bps_rd, a.bps_rd_max, a.bps_rd_max_length],
+        [a.bps_wr, a.bps_wr_max, a.bps_wr_max_length],
+    ];
+    let mut merged = *limits;
+    for (limit, [rate, max, max_length]) in merged.each.iter_mut().zip(given) {
+        if rate.is_some() || max.is_some() || max_length.is_some() {
+            // A burst alone is one over the limit that there is.
+            *limit = Limit { rate: rate.unwrap_or(limit.rate), max: max.unwrap_or(0), max_length };
+        }
+    }
+    let of_iops = |given: &[Option<u64>; 3]| given.iter().any(Option::is_some);
+    if asked.iops_size.is_some() || given[..3].iter().any(of_iops) {
+        merged.iops_size = asked.iops_size.unwrap_or(0);
+    }
+    merged
+}
