@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::spec::{Access, Aio, Cache, DriveSpec};
 use crate::event::Wait;
+use crate::qos::Quantity;
 use crate::virtio::testing::*;
 
 /// Where a request's parts lie; the data lies at `DATA`.
@@ -29,6 +30,7 @@ type Failure = (Kind, Option<i32>);
 struct Rig {
     guest: Guest,
     vring: Vring,
+    orders: Sender<SetLimits>,
     counters: Arc<BlockCounters>,
     failures: Arc<Mutex<Vec<Failure>>>,
     file: PathBuf,
@@ -64,10 +66,10 @@ impl Rig {
             Box::new(move |f: IoFailure| told.lock().unwrap().push((f.kind, f.error.raw_os_error()))) as FailureReport;
         let throttle = Throttle::Own(Bucket::new(&Limits::default()));
         let block = Block::new("vda", "serial-0123456789", disk, throttle, ram.clone(), report);
-        let counters = block.counters();
+        let (counters, orders) = (block.counters(), block.orders());
         let mut guest = Guest::new(block, ram);
         let vring = guest.start(0, 256);
-        Rig { guest, vring, counters, failures, file }
+        Rig { guest, vring, orders, counters, failures, file }
     }
 
     fn put_header(&self, kind: u32, sector: u64) {
@@ -450,5 +452,104 @@ proptest! {
         rig.vring = rig.guest.start(0, 256);
         prop_assert_eq!(rig.request(VIRTIO_BLK_T_IN, 3, &[Desc::writable(DATA, 512)]), (513, OK));
         prop_assert_eq!(rig.counters.in_flight.load(Relaxed), 0);
+    }
+}
+
+impl Rig {
+    /// Has the drive limited as an operator does; true when the answer is there.
+    fn limit(&mut self, limits: &Limits) -> bool {
+        let ended = Arc::new(AtomicU32::new(0));
+        let count = ended.clone();
+        let done = Done::posted(move |end| drop(end.map(|()| count.fetch_add(1, Relaxed))));
+        assert!(self.orders.send(SetLimits { limits: *limits, done }).is_ok());
+        self.guest.turn();
+        ended.load(Relaxed) == 1
+    }
+
+    fn pass(&self, ms: u64) {
+        self.guest.clock.fetch_add(ms * 1_000_000, Relaxed);
+    }
+
+    /// How long a read of a sector has to wait, in quarters of a second.
+    fn next_read_waits(&mut self) -> u64 {
+        self.put_header(VIRTIO_BLK_T_IN, 0);
+        let head = self.vring.add(&[Desc::readable(HEADER, 16), Desc::writable(DATA, 512), Desc::writable(STATUS, 1)]);
+        self.guest.run(0);
+        for quarters in 0..100 {
+            if let Some(&(used, _)) = self.vring.take_used().first() {
+                assert_eq!(used, head);
+                return quarters;
+            }
+            self.pass(250);
+            self.guest.turn();
+        }
+        panic!("it waits for ever");
+    }
+}
+
+#[test]
+fn each_kind_of_request_counts_for_the_limits_as_the_page_on_them_says() {
+    let of = |quantity: Quantity, rate, iops_size| {
+        let mut limits = Limits { iops_size, ..Limits::default() };
+        limits.each[quantity as usize].rate = rate;
+        limits
+    };
+    let iops = of(Quantity::Iops, 1, 1024);
+    let bytes = of(Quantity::Bps, 1024, 0);
+    let writes = of(Quantity::IopsWrite, 1, 0);
+    type Case = (&'static str, fn(&mut Rig), [(u64, u64); 2]);
+    // The wait of the next read at one request a second with an iops-size of 1 KiB, and at 1 KiB a second: at least and
+    // at most, in quarters of a second.
+    let cases: [Case; 10] = [
+        ("read", |rig| drop(rig.request(VIRTIO_BLK_T_IN, 0, &[Desc::writable(DATA, 512)])), [(4, 5), (2, 3)]),
+        ("write", |rig| drop(rig.request(VIRTIO_BLK_T_OUT, 0, &[Desc::readable(DATA, 2048)])), [(8, 9), (8, 9)]),
+        ("flush", |rig| drop(rig.request(VIRTIO_BLK_T_FLUSH, 0, &[])), [(0, 0), (0, 0)]),
+        ("get-id", |rig| drop(rig.request(VIRTIO_BLK_T_GET_ID, 0, &[Desc::writable(DATA, 20)])), [(0, 0), (0, 0)]),
+        ("discard", |rig| drop(rig.unmap(VIRTIO_BLK_T_DISCARD, 0, 8, 0)), [(16, 17), (0, 0)]),
+        ("write-zeroes", |rig| drop(rig.unmap(VIRTIO_BLK_T_WRITE_ZEROES, 0, 8, 0)), [(16, 17), (16, 17)]),
+        ("unknown", |rig| drop(rig.request(77, 0, &[])), [(4, 5), (0, 0)]),
+        ("no header", |rig| drop(rig.run(&[Desc::writable(STATUS, 1)])), [(4, 5), (0, 0)]),
+        (
+            "beyond the end",
+            |rig| drop(rig.request(VIRTIO_BLK_T_IN, SECTORS, &[Desc::writable(DATA, 512)])),
+            [(4, 5), (0, 0)],
+        ),
+        ("no memory", |rig| drop(rig.request(VIRTIO_BLK_T_IN, 0, &[Desc::writable(u64::MAX, 512)])), [(4, 5), (2, 3)]),
+    ];
+    for (limits, column) in [(iops, 0), (bytes, 1)] {
+        let mut rig = Rig::new();
+        assert!(rig.limit(&limits));
+        for (name, request, waits) in &cases {
+            rig.pass(3_600_000);
+            request(&mut rig);
+            let (least, most) = waits[column];
+            let wait = rig.next_read_waits();
+            assert!((least..=most).contains(&wait), "{name}: {wait} quarters of a second, limit {column}");
+        }
+    }
+    // What only writes count for does not hold up a read.
+    let mut rig = Rig::new();
+    assert!(rig.limit(&writes));
+    for (name, request, _) in &cases {
+        rig.pass(3_600_000);
+        request(&mut rig);
+        assert_eq!(rig.next_read_waits(), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_request_that_makes_no_sense_waits_like_any_other_and_is_answered_once() {
+    let mut rig = Rig::new();
+    assert!(rig.limit(&Limits::iops(1)));
+    for n in 0..5 {
+        rig.put_header(VIRTIO_BLK_T_IN, SECTORS);
+        rig.vring.add(&[Desc::readable(HEADER, 16), Desc::writable(DATA, 512), Desc::writable(STATUS, 1)]);
+        rig.vring.add(&[Desc::writable(STATUS, 1)]);
+        rig.guest.run(0);
+        assert_eq!((rig.vring.take_used().len(), rig.counts(Kind::Read)[3]), (1, n + 1), "one a second");
+        rig.pass(1_002);
+        rig.guest.turn();
+        assert_eq!(rig.vring.take_used().len(), 1);
+        rig.pass(1_002);
     }
 }
