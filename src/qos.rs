@@ -56,14 +56,8 @@ pub enum Quantity {
 
 impl Quantity {
     /// All of them, each at its place.
-    pub const ALL: [Quantity; 6] = [
-        Quantity::Iops,
-        Quantity::IopsRead,
-        Quantity::IopsWrite,
-        Quantity::Bps,
-        Quantity::BpsRead,
-        Quantity::BpsWrite,
-    ];
+    pub const ALL: [Quantity; 6] =
+        [Quantity::Iops, Quantity::IopsRead, Quantity::IopsWrite, Quantity::Bps, Quantity::BpsRead, Quantity::BpsWrite];
 
     /// The option's name behind `throttling.`, as QEMU spells it.
     pub fn name(self) -> &'static str {
@@ -82,7 +76,8 @@ impl Quantity {
         if self.is_bytes() { MAX_BPS } else { MAX_IOPS }
     }
 
-    fn is_bytes(self) -> bool {
+    /// Whether bytes are counted, and not requests.
+    pub fn is_bytes(self) -> bool {
         matches!(self, Quantity::Bps | Quantity::BpsRead | Quantity::BpsWrite)
     }
 
@@ -156,10 +151,14 @@ impl Limits {
         for quantity in Quantity::ALL {
             self.check_one(quantity)?;
         }
+        if self.iops_size > MAX_BPS {
+            return Err(Refusal(format!("iops-size is {}; accepted: 0 to {MAX_BPS}", self.iops_size)));
+        }
         let iops = &self.each[..3];
         if self.iops_size > 0 && iops.iter().all(|limit| limit.rate == 0) {
             return Err(Refusal(
-                "iops-size says how large requests count, and no iops are limited; accepted: with iops-total, iops-read or iops-write"
+                "iops-size says how many iops a large request is, and no iops are limited; accepted: with iops-total, \
+                 iops-read or iops-write"
                     .into(),
             ));
         }
@@ -180,17 +179,17 @@ impl Limits {
         }
         if limit.max > 0 && limit.max < limit.rate {
             return Err(Refusal(format!(
-                "{name}-max is {} and lower than {name}, which is {}; accepted: at least {name}",
-                limit.max, limit.rate
+                "{name}-max is {} and lower than {name}, which is {}; accepted: at least {}",
+                limit.max, limit.rate, limit.rate
             )));
         }
         match limit.max_length {
             Some(_) if limit.max == 0 => Err(Refusal(format!(
                 "{name}-max-length says how long a burst lasts, and {name}-max allows none; accepted: both, or neither"
             ))),
-            Some(length) if !(1..=MAX_BURST_SECONDS).contains(&length) => Err(Refusal(format!(
-                "{name}-max-length is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds"
-            ))),
+            Some(length) if !(1..=MAX_BURST_SECONDS).contains(&length) => {
+                Err(Refusal(format!("{name}-max-length is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds")))
+            }
             _ => Ok(()),
         }
     }
