@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Disk, GuestRam, Op, Segment, Submitted};
-use crate::config::spec::{Access, Aio, Cache, DriveSpec};
+use crate::config::spec::{Cache, DriveSpec};
 
 /// Guest memory starts here, and has a hole of nothing below it.
 pub const RAM: u64 = 0x10_0000;
@@ -76,15 +76,7 @@ impl Drop for Mount {
 }
 
 pub fn spec(path: &Path) -> DriveSpec {
-    DriveSpec {
-        id: "vda".into(),
-        file: path.into(),
-        access: Access::ReadWrite,
-        cache: Cache::Buffered,
-        serial: None,
-        iothread: None,
-        aio: Aio::Auto,
-    }
+    DriveSpec { cache: Cache::Buffered, ..DriveSpec::new("vda", path) }
 }
 
 pub fn ram() -> Arc<GuestRam> {
