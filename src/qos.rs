@@ -9,223 +9,34 @@
 //! # What is promised
 //!
 //! With a rate of `n` a second and no burst allowed, of the requests that are admitted
-//! - no second has more than `n` (a second that is closed at its beginning and open at its end, anywhere in time), and
-//!   no window of `w` seconds more than `n * (w + 0.00075) + 1`;
-//! - after idleness at most `n * 0.0005 + 1` go at once;
-//! - in the long run it is `n / 1.00075` a second, as long as there are requests and nobody who was told to ask at a
-//!   certain time asks later than [`LATENESS_NS`] after it.
+//! - no second has more than `n`: a second that is closed at its beginning and open at its end, anywhere in time;
+//! - after idleness at most `n * 0.0005 + 1` go at once ([`QUANTUM_NS`]);
+//! - in the long run it is `n / 1.00075` a second, as long as there are requests, and whoever was told to ask at a certain
+//!   time does not ask later than a quarter of a millisecond after it ([`LATENESS_NS`]);
+//! - where the host lets them ask later than that, it is less by the time of the longest such delay of the last second,
+//!   and not by the sum of them, up to [`MAX_LATENESS_NS`].
 //!
-//! The three quarters of a per mille are what "no second has more" costs: a bucket that can be 0.75 ms behind, and
-//! catches up, must be that much slower for no second to notice.
+//! The last two are what the first one costs. A bucket that is behind by some time and catches up has let through, in the
+//! second that begins just before, so much more than its share; it must be slower by as much for no second to notice.
+//! So a request pours in a little more than its share of a second, by what the bucket may be behind
+//! (`src/qos_test.rs` has the proof by example: any lateness, any rate, any second).
+
+mod limits;
+
+pub use limits::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity, Spelling};
 
 /// The least distance between two wake-ups that a bucket asks for: what has become due meanwhile goes together, so the
 /// timer costs the same at every rate. It is also the time for which an idle bucket saves credit. In nanoseconds.
 pub const QUANTUM_NS: u64 = 500_000;
-/// How much later than it was told to ask a waiter may come without losing credit, in nanoseconds.
+/// How much later than it was told to ask a waiter may always come without losing credit, in nanoseconds.
 pub const LATENESS_NS: u64 = 250_000;
-/// The most requests a second that can be asked for (rule D2.3).
-pub const MAX_IOPS: u64 = 1_000_000;
-/// The most bytes a second that can be asked for: a petabyte, as in QEMU.
-pub const MAX_BPS: u64 = 1_000_000_000_000_000;
-/// The longest burst, in seconds: a day.
-pub const MAX_BURST_SECONDS: u64 = 86_400;
+/// How much later it may come if that is so at the moment: on a host whose processors have others to serve. Beyond it
+/// credit is lost, for a limit is within a per cent or it is none. In nanoseconds.
+pub const MAX_LATENESS_NS: u64 = 8_000_000;
 
+/// Who comes later than this was not kept by the host: the machine was paused, or the driver began anew. It has been idle.
+const ABSENCE_NS: u64 = 100_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
-/// The water of one request or byte. The bucket leaks `rate` in a nanosecond, so it would be 1e9; the rest keeps the
-/// tolerance out of every second.
-const UNIT: i128 = (SECOND_NS + QUANTUM_NS + LATENESS_NS) as i128;
-
-/// What a limit counts. The order is that of [`Limits::each`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quantity {
-    /// Requests a second.
-    Iops,
-    /// Reads a second.
-    IopsRead,
-    /// Writes a second.
-    IopsWrite,
-    /// Bytes a second.
-    Bps,
-    /// Bytes read a second.
-    BpsRead,
-    /// Bytes written a second.
-    BpsWrite,
-}
-
-impl Quantity {
-    /// All of them, each at its place.
-    pub const ALL: [Quantity; 6] =
-        [Quantity::Iops, Quantity::IopsRead, Quantity::IopsWrite, Quantity::Bps, Quantity::BpsRead, Quantity::BpsWrite];
-
-    /// The option's name behind `throttling.`, and the argument's of `block_set_io_throttle`, as QEMU spells them.
-    fn names(self) -> [&'static str; 2] {
-        match self {
-            Quantity::Iops => ["iops-total", "iops"],
-            Quantity::IopsRead => ["iops-read", "iops_rd"],
-            Quantity::IopsWrite => ["iops-write", "iops_wr"],
-            Quantity::Bps => ["bps-total", "bps"],
-            Quantity::BpsRead => ["bps-read", "bps_rd"],
-            Quantity::BpsWrite => ["bps-write", "bps_wr"],
-        }
-    }
-
-    /// The greatest rate.
-    pub fn most(self) -> u64 {
-        if self.is_bytes() { MAX_BPS } else { MAX_IOPS }
-    }
-
-    /// Whether bytes are counted, and not requests.
-    pub fn is_bytes(self) -> bool {
-        matches!(self, Quantity::Bps | Quantity::BpsRead | Quantity::BpsWrite)
-    }
-
-    /// Whether requests of this direction count.
-    fn includes(self, direction: Direction) -> bool {
-        match self {
-            Quantity::Iops | Quantity::Bps => true,
-            Quantity::IopsRead | Quantity::BpsRead => direction == Direction::Read,
-            Quantity::IopsWrite | Quantity::BpsWrite => direction == Direction::Write,
-        }
-    }
-
-    fn is_total(self) -> bool {
-        matches!(self, Quantity::Iops | Quantity::Bps)
-    }
-}
-
-/// One limit. Zero is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limit {
-    /// The rate that holds on average, a second.
-    pub rate: u64,
-    /// The rate that holds while a burst lasts, a second; without one no burst is allowed.
-    pub max: u64,
-    /// How long a burst at `max` may last, in seconds; one if nothing is said.
-    pub max_length: Option<u64>,
-}
-
-/// Everything that limits one drive, or the drives of a group together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// One a [`Quantity`], in its order.
-    pub each: [Limit; 6],
-    /// A request of more bytes than this counts as so many requests as it is longer; zero: every request is one.
-    pub iops_size: u64,
-}
-
-/// Whose words a limit is named in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spelling {
-    /// `throttling.iops-total-max-length`
-    CommandLine,
-    /// `iops_max_length`
-    Qmp,
-}
-
-impl Spelling {
-    /// The name of a limit's rate.
-    pub fn rate(self, quantity: Quantity) -> String {
-        let [option, argument] = quantity.names();
-        match self {
-            Spelling::CommandLine => format!("throttling.{option}"),
-            Spelling::Qmp => argument.to_owned(),
-        }
-    }
-
-    /// The name of its rate in a burst.
-    pub fn max(self, quantity: Quantity) -> String {
-        self.rate(quantity) + self.pick(["-max", "_max"])
-    }
-
-    /// The name of the length of its burst.
-    pub fn max_length(self, quantity: Quantity) -> String {
-        self.rate(quantity) + self.pick(["-max-length", "_max_length"])
-    }
-
-    /// The name of [`Limits::iops_size`].
-    pub fn iops_size(self) -> &'static str {
-        self.pick(["throttling.iops-size", "iops_size"])
-    }
-
-    fn pick(self, [option, argument]: [&'static str; 2]) -> &'static str {
-        match self {
-            Spelling::CommandLine => option,
-            Spelling::Qmp => argument,
-        }
-    }
-}
-
-impl Limits {
-    /// So many requests a second and nothing else; zero is no limit (rule D2.6).
-    pub fn iops(rate: u64) -> Self {
-        let mut limits = Limits::default();
-        limits.each[0].rate = rate;
-        limits
-    }
-
-    /// The limit of one quantity.
-    pub fn of(&self, quantity: Quantity) -> Limit {
-        self.each[quantity as usize]
-    }
-
-    /// Whether nothing is limited.
-    pub fn is_none(&self) -> bool {
-        self.each.iter().all(|limit| limit.rate == 0)
-    }
-
-    /// Refuses what contradicts itself or cannot be kept.
-    ///
-    /// # Errors
-    /// A sentence about the first contradiction in the given words, with what would do.
-    pub fn check(&self, spelling: Spelling) -> Result<(), String> {
-        for quantity in Quantity::ALL {
-            self.check_one(quantity, spelling)?;
-        }
-        let iops_size = spelling.iops_size();
-        if self.iops_size > MAX_BPS {
-            return Err(format!("{iops_size} is {}; accepted: 0 to {MAX_BPS}", self.iops_size));
-        }
-        if self.iops_size > 0 && self.each[..3].iter().all(|limit| limit.rate == 0) {
-            let names = Quantity::ALL.map(|quantity| spelling.rate(quantity));
-            return Err(format!(
-                "{iops_size} says how many requests a large one is, and none are limited; accepted: with {}, {} or {}",
-                names[0], names[1], names[2]
-            ));
-        }
-        Ok(())
-    }
-
-    fn check_one(&self, quantity: Quantity, spelling: Spelling) -> Result<(), String> {
-        let Limit { rate, max, max_length } = self.of(quantity);
-        let (name, most) = (spelling.rate(quantity), quantity.most());
-        let (name_max, name_length) = (spelling.max(quantity), spelling.max_length(quantity));
-        for (name, value) in [(&name, rate), (&name_max, max)] {
-            if value > most {
-                return Err(format!("{name} is {value}; accepted: 0 to {most}"));
-            }
-        }
-        if max > 0 && rate == 0 {
-            return Err(format!(
-                "{name_max} allows a burst over {name}, which is not limited; accepted: both, or neither"
-            ));
-        }
-        if max > 0 && max < rate {
-            return Err(format!(
-                "{name_max} is {max} and lower than {name}, which is {rate}; accepted: at least {rate}"
-            ));
-        }
-        match max_length {
-            Some(_) if max == 0 => Err(format!(
-                "{name_length} says how long a burst lasts, and {name_max} allows none; accepted: both, or neither"
-            )),
-            Some(length) if !(1..=MAX_BURST_SECONDS).contains(&length) => {
-                Err(format!("{name_length} is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 /// Which way the data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -262,6 +73,39 @@ pub struct Wait {
     pub other_may_go: bool,
 }
 
+/// How late the waiters of a bucket come: the most of the last second and of what is remembered with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lateness {
+    /// The most of the present period, which is a second or what is left of one.
+    present_ns: u64,
+    /// The most of the one before.
+    before_ns: u64,
+    /// When the present one began.
+    since_ns: u64,
+}
+
+impl Lateness {
+    /// What is allowed for, in nanoseconds.
+    fn allowed_ns(&self) -> u64 {
+        self.present_ns.max(self.before_ns).max(LATENESS_NS)
+    }
+
+    /// Forgets what was longer than a second ago.
+    fn pass(&mut self, now_ns: u64) {
+        let period_ns = now_ns.saturating_sub(self.since_ns);
+        if period_ns >= SECOND_NS {
+            let before_ns = if period_ns < 2 * SECOND_NS { self.present_ns } else { 0 };
+            *self = Lateness { present_ns: 0, before_ns, since_ns: now_ns };
+        }
+    }
+
+    /// Takes note of a waiter that came so late.
+    fn note(&mut self, late_ns: u128) {
+        let late_ns = u64::try_from(late_ns).unwrap_or(u64::MAX).min(MAX_LATENESS_NS);
+        self.present_ns = self.present_ns.max(late_ns);
+    }
+}
+
 /// One limit's water.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Meter {
@@ -273,7 +117,7 @@ struct Meter {
     /// How far below the brim the water may fall when nobody asks.
     room: i128,
     /// ... and how much further while somebody waits.
-    slack: i128,
+    lateness: Lateness,
     /// Water above the brim; below it if negative.
     over: i128,
     /// When it last leaked.
@@ -290,14 +134,15 @@ impl Meter {
             is_peak,
             rate,
             room: (i128::from(rate) * i128::from(QUANTUM_NS)).saturating_add(burst),
-            slack: i128::from(rate) * i128::from(LATENESS_NS),
+            lateness: Lateness::default(),
             over: 0,
             at_ns: 0,
             refused: false,
         };
         // A burst at `max` for so many seconds is what it exceeds the average by meanwhile.
         let excess = i128::from(limit.max.saturating_sub(limit.rate));
-        let burst = excess.saturating_mul(limit.max_length.unwrap_or(1).into()).saturating_mul(UNIT);
+        let second = i128::from(SECOND_NS + QUANTUM_NS + LATENESS_NS);
+        let burst = excess.saturating_mul(limit.max_length.unwrap_or(1).into()).saturating_mul(second);
         let average = (limit.rate > 0).then(|| meter(limit.rate, burst, false));
         let peak = (limit.rate > 0 && limit.max > 0).then(|| meter(limit.max, 0, true));
         average.into_iter().chain(peak)
@@ -310,14 +155,32 @@ impl Meter {
             return;
         }
         self.at_ns = now_ns;
-        let idle = !self.refused && passed_ns >= QUANTUM_NS;
+        self.lateness.pass(now_ns);
         let leaked = i128::from(self.rate).saturating_mul(i128::from(passed_ns));
-        self.over = self.over.saturating_sub(leaked).max(self.lowest(idle));
+        self.over = self.over.saturating_sub(leaked);
+        let saved = (-self.room).saturating_sub(self.over);
+        if saved <= 0 {
+            return;
+        }
+        let late_ns = saved.cast_unsigned() / u128::from(self.rate.max(1));
+        let waits = self.refused && late_ns < u128::from(ABSENCE_NS);
+        if waits {
+            self.lateness.note(late_ns);
+        }
+        let idle = !waits && passed_ns >= QUANTUM_NS;
+        self.over = self.over.max(self.lowest(idle));
     }
 
     /// How low the water may stand.
     fn lowest(&self, idle: bool) -> i128 {
-        -self.room.saturating_add(if idle { 0 } else { self.slack })
+        let slack = i128::from(self.rate) * i128::from(self.lateness.allowed_ns());
+        -self.room.saturating_add(if idle { 0 } else { slack })
+    }
+
+    /// The water of one request or byte. A nanosecond leaks `rate`, so it would be 1e9; the rest keeps what the bucket may
+    /// be behind out of every second.
+    fn unit(&self) -> i128 {
+        i128::from(SECOND_NS + QUANTUM_NS + self.lateness.allowed_ns())
     }
 
     /// When the water will stand at the brim.
@@ -329,12 +192,12 @@ impl Meter {
 
     fn cost(&self, request: &Request, iops_size: u64) -> i128 {
         if self.quantity.is_bytes() {
-            UNIT.saturating_mul(request.moved.into())
+            self.unit().saturating_mul(request.moved.into())
         } else if iops_size > 0 && request.size > iops_size {
             // The remainder is dropped: less than a nanosecond's leak.
-            UNIT.saturating_mul(request.size.into()) / i128::from(iops_size)
+            self.unit().saturating_mul(request.size.into()) / i128::from(iops_size)
         } else {
-            UNIT
+            self.unit()
         }
     }
 }
@@ -396,7 +259,9 @@ impl Bucket {
             match old.iter().find(|old| (old.quantity, old.is_peak) == (meter.quantity, meter.is_peak)) {
                 Some(&(mut old)) => {
                     old.leak(now_ns);
-                    Meter { over: old.over.max(meter.lowest(false)), at_ns: old.at_ns, refused: old.refused, ..meter }
+                    let Meter { at_ns, refused, lateness, .. } = old;
+                    let meter = Meter { at_ns, refused, lateness, ..meter };
+                    Meter { over: old.over.max(meter.lowest(false)), ..meter }
                 }
                 None => Meter { at_ns: now_ns, ..meter },
             }

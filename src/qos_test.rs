@@ -14,6 +14,8 @@ const WRITE: Request = Request { direction: Direction::Write, size: 4096, moved:
 const RATES: [u64; 14] = [1, 2, 5, 9, 10, 15, 99, 150, 200, 1_000, 3_000, 10_000, 100_000, 1_000_000];
 /// What the disk behind takes for a request.
 const SERVICE_NS: u64 = 80_000;
+/// The water of a request while nobody comes late.
+const UNIT: u64 = SECOND_NS + QUANTUM_NS + LATENESS_NS;
 /// A time at which no request of a test's has gone before.
 const BEGIN_NS: u64 = 3_600 * SECOND_NS;
 
@@ -73,9 +75,20 @@ enum Event {
     Complete(usize),
 }
 
+/// How late the timers of a host with nothing else to do are, for each time that they were to go.
+fn quiet(turn_ns: u64) -> u64 {
+    Dice(turn_ns).below(200_000)
+}
+
+/// Those of a host whose processors others use too: now and then a waiter is not let run for some milliseconds.
+fn crowded(turn_ns: u64) -> u64 {
+    let mut dice = Dice(turn_ns);
+    if dice.below(30) == 0 { 1_000_000 + dice.below(5_000_000) } else { dice.below(200_000) }
+}
+
 /// Plays what workers do, for the members of one group: a worker asks while it has requests and may, and if it may not,
-/// again when its timer goes, up to `lateness_ns` late. Timers of one turn go in the order of their deadlines.
-fn play(limits: &Limits, depths: &[u64], lateness_ns: u64, end_ns: u64) -> Vec<Drive> {
+/// again when its timer goes, which is `late`. Timers of one turn go in the order of their deadlines.
+fn play(limits: &Limits, depths: &[u64], late: fn(u64) -> u64, end_ns: u64) -> Vec<Drive> {
     let mut group = Group::new(limits);
     let mut drives: Vec<Drive> = depths.iter().map(|&depth| Drive { ready: depth, ..Drive::default() }).collect();
     for _ in depths {
@@ -106,7 +119,7 @@ fn play(limits: &Limits, depths: &[u64], lateness_ns: u64, end_ns: u64) -> Vec<D
                     drive.waits = true;
                     // Deadlines of a nanosecond's distance are told in one turn, which is late for all of them.
                     let turn_ns = wait.until_ns.next_multiple_of(1000);
-                    let late_ns = Dice(turn_ns).below(lateness_ns);
+                    let late_ns = late(turn_ns);
                     events.push(Reverse((turn_ns + late_ns, wait.until_ns, order, Event::Timer(number))));
                 }
             }
@@ -122,7 +135,7 @@ fn rule_d2_3_every_rate_at_every_depth_is_kept_within_a_per_mille_and_no_second_
             // Ten thousand requests, and at least two seconds.
             let seconds = (10_000 / rate).max(2);
             let end_ns = BEGIN_NS + (seconds + 1) * SECOND_NS;
-            let drives = play(&Limits::iops(rate), &[depth], 200_000, end_ns);
+            let drives = play(&Limits::iops(rate), &[depth], quiet, end_ns);
             let went = &drives[0].went;
             let what = format!("{rate} a second, depth {depth}");
             assert!(most_in(went, SECOND_NS) <= rate, "{what}: {} in a second", most_in(went, SECOND_NS));
@@ -138,6 +151,31 @@ fn rule_d2_3_every_rate_at_every_depth_is_kept_within_a_per_mille_and_no_second_
             assert!(gap <= SECOND_NS / rate + 1_000_000, "{what}: a pause of {gap} ns");
         }
     }
+}
+
+#[test]
+fn rule_d2_3_a_crowded_host_costs_less_than_a_per_cent_and_no_second_exceeds_the_limit() {
+    for rate in [200, 1_000, 20_000, 100_000] {
+        for depth in [32, 256] {
+            let seconds = 20;
+            let drives = play(&Limits::iops(rate), &[depth], crowded, BEGIN_NS + (seconds + 1) * SECOND_NS);
+            let went = &drives[0].went;
+            assert!(most_in(went, SECOND_NS) <= rate, "{rate}: {} in a second", most_in(went, SECOND_NS));
+            let steady = went.iter().filter(|&&time| time >= BEGIN_NS + SECOND_NS).count() as f64;
+            let achieved = steady / (rate * seconds) as f64;
+            assert!(achieved > 0.99, "{rate}, depth {depth}: {achieved}");
+        }
+    }
+    // Once it is quiet again nothing of it is left: a stall of 6 ms, and 3 s of punctual waiters.
+    let mut bucket = Bucket::new(&Limits::iops(1_000));
+    at_once(&mut bucket, BEGIN_NS);
+    let mut due = bucket.ask(BEGIN_NS, &READ).unwrap_err().until_ns + 6_000_000;
+    for _ in 0..3_000 {
+        at_once(&mut bucket, due);
+        due = bucket.ask(due, &READ).unwrap_err().until_ns;
+    }
+    bucket.ask(due, &READ).unwrap();
+    assert_eq!(bucket.ask(due, &READ).unwrap_err().until_ns - due, UNIT / 1_000);
 }
 
 #[test]
@@ -167,6 +205,16 @@ fn rule_d2_4_idleness_however_long_saves_one_quantum_and_no_more() {
             assert!(burst <= most, "{rate} a second, idle for {idle_ns}: {burst} at once");
             assert!(burst + 2 >= most);
         }
+    }
+}
+
+#[test]
+fn one_that_was_told_to_wait_and_went_away_comes_back_to_one_quantum() {
+    for absence_ns in [ABSENCE_NS + 10_000_000, SECOND_NS, 3_600 * SECOND_NS] {
+        let mut bucket = Bucket::new(&Limits::iops(100_000));
+        at_once(&mut bucket, BEGIN_NS);
+        let due = bucket.ask(BEGIN_NS, &READ).unwrap_err().until_ns;
+        assert!((50..=51).contains(&at_once(&mut bucket, due + absence_ns)));
     }
 }
 
@@ -304,7 +352,7 @@ fn members_of_a_group_with_enough_to_do_get_equal_shares() {
     for rate in [10, 1_000, 20_000] {
         for depths in [&[32, 32][..], &[32, 1], &[1, 32], &[32, 32, 32], &[1, 8, 32, 256]] {
             let seconds = (4_000 / rate).max(1);
-            let drives = play(&Limits::iops(rate), depths, 200_000, BEGIN_NS + seconds * SECOND_NS);
+            let drives = play(&Limits::iops(rate), depths, quiet, BEGIN_NS + seconds * SECOND_NS);
             let mut all: Vec<u64> = drives.iter().flat_map(|drive| drive.went.iter().copied()).collect();
             all.sort_unstable();
             assert!(most_in(&all, SECOND_NS) <= rate);
@@ -437,10 +485,10 @@ proptest! {
     #[test]
     fn no_window_admits_more_than_its_rate_and_burst_and_nobody_waits_in_vain(
         rates in prop::collection::vec(prop::sample::select(RATES.to_vec()), 1..4),
-        asks in prop::collection::vec((0..2_000_000_u64, any::<bool>(), any::<bool>()), 50..400),
+        asks in prop::collection::vec((prop_oneof![0..100_000_u64, 0..2_000_000_u64, 0..20_000_000_u64], any::<bool>(), any::<bool>()), 50..400),
     ) {
         let mut bucket = Bucket::new(&Limits::iops(rates[0]));
-        let (mut now_ns, mut due_ns) = (BEGIN_NS, None);
+        let (mut now_ns, mut due_ns, mut latest_ns) = (BEGIN_NS, None, LATENESS_NS);
         let mut changes = VecDeque::from([(BEGIN_NS, rates[0])]);
         let mut went = Vec::new();
         for (at, &(pass_ns, wait, read)) in asks.iter().enumerate() {
@@ -450,6 +498,7 @@ proptest! {
                 None => now_ns + pass_ns,
             };
             let on_time = due_ns == Some(now_ns);
+            latest_ns = latest_ns.max(now_ns.saturating_sub(due_ns.unwrap_or(now_ns)).min(MAX_LATENESS_NS));
             let change = (at * rates.len()).is_multiple_of(asks.len()) && at > 0;
             if change {
                 let rate = rates[at * rates.len() / asks.len()];
@@ -463,7 +512,7 @@ proptest! {
                 }
                 Err(refused) => {
                     prop_assert!(!on_time || change, "it was told to ask now");
-                    prop_assert!(refused.until_ns <= now_ns + SECOND_NS + 2_000_000);
+                    prop_assert!(refused.until_ns <= now_ns + SECOND_NS + 9_000_000);
                     Some(refused.until_ns)
                 }
             };
@@ -476,11 +525,12 @@ proptest! {
             }).sum()
         };
         let fastest = u128::from(*rates.iter().max().unwrap());
+        prop_assert!(most_in(&went, SECOND_NS) <= fastest as u64, "no second has more than the highest rate");
         for first in 0..went.len() {
             for last in first..went.len() {
                 let admitted = (last - first + 1) as u128;
-                let allowed = leaked(went[first], went[last]) + fastest * u128::from(QUANTUM_NS + LATENESS_NS);
-                prop_assert!((admitted - 1) * UNIT as u128 <= allowed, "{admitted} within {} ns", went[last] - went[first]);
+                let allowed = leaked(went[first], went[last]) + fastest * u128::from(QUANTUM_NS + latest_ns);
+                prop_assert!((admitted - 1) * u128::from(SECOND_NS) <= allowed, "{admitted} within {} ns", went[last] - went[first]);
             }
         }
     }
@@ -505,7 +555,8 @@ proptest! {
             let mut poured = 0;
             for (at_ns, request) in went.iter().filter(|(_, request)| meter.quantity.includes(request.direction)) {
                 let leaked = i128::from(meter.rate) * i128::from(at_ns - BEGIN_NS);
-                prop_assert!(poured <= leaked + meter.room + meter.slack, "{meter:?}");
+                let slack = i128::from(meter.rate) * i128::from(MAX_LATENESS_NS);
+                prop_assert!(poured <= leaked + meter.room + slack, "{meter:?}");
                 poured += meter.cost(request, limits.iops_size);
             }
         }
