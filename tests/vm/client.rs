@@ -121,7 +121,15 @@ impl Client {
     /// What the command returns, in the shape that the table says.
     #[track_caller]
     pub fn call(&mut self, command: &str) -> Value {
-        let id = self.ask(command);
+        self.call_with(command, &json!({}))
+    }
+
+    /// The same of a command with arguments.
+    #[track_caller]
+    pub fn call_with(&mut self, command: &str, arguments: &Value) -> Value {
+        self.next_id += 1;
+        let id = self.next_id;
+        self.send(&json!({"execute": command, "arguments": arguments, "id": id}).to_string());
         let mut answer = self.answer();
         assert_eq!(answer["id"], id, "{command}: {answer}");
         let value = answer["return"].take();
