@@ -215,6 +215,27 @@ fn an_elf_kernel_waits_for_cont_and_its_disk_load_survives_twenty_stops() {
     assert_eq!(qmp.finish(), events);
 }
 
+/// Rule D2.6: Linux reads at random places and counts its requests itself, by its own clock.
+#[test]
+fn rule_d2_3_linux_counts_two_hundred_reads_a_second_from_a_disk_of_so_many() {
+    let directory = Directory::new();
+    let drive = format!("id=vda,file={},direct=off,iothread=io,iops=200", directory.image("disk.img", 64 << 20));
+    let options = ["-iothread", "id=io", "-drive", &drive];
+    let mut monitor = Monitor::start("vmlinuz", "loopvisor.script=reads loopvisor.seconds=12", &options);
+    let qmp = monitor.qmp();
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    assert_eq!(qmp.finish(), [shutdown(true, "guest-shutdown")]);
+    let lines = monitor.lines("reads: ");
+    println!("iops=200: {lines:?}");
+    let numbers: Vec<f64> = lines[0].split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let rate = numbers[0] / numbers[1] * 100.0;
+    // The guest's clock is read in hundredths of a second, of which there are twelve hundred, at both ends.
+    let clock = 2.0 / numbers[1];
+    assert!((198.0..=200.0 * (1.0 + clock)).contains(&rate), "{rate} a second");
+    assert_no_trouble(&monitor);
+}
+
 /// A machine that resets itself ends: `words` and `options` say which and how, `check` what else is to be true.
 fn resets(words: &str, options: &[&str], check: impl FnOnce(&Monitor)) {
     let mut monitor = Monitor::start("vmlinuz", words, options);
