@@ -48,11 +48,11 @@ struct Options {
     /// the kernel's command line; quotes are not needed
     #[argh(option, arg_name = "WORD...")]
     append: Option<String>,
-    /// a disk, the first is /dev/vda; readonly=off and direct=on unless given; repeatable
+    /// a disk, the first is /dev/vda; readonly=off, direct=on and no limits unless given; repeatable
     #[argh(
         option,
         arg_name = "id=NAME,file=FILE[,readonly=on|off][,direct=on|off][,serial=TEXT][,iothread=NAME]\
-                    [,aio=io_uring|threads|native][,format=raw][,if=none]"
+                    [,aio=io_uring|threads|native][,format=raw][,if=none][,iops=N][,throttling.KEY=VALUE]"
     )]
     drive: Vec<String>,
     /// a thread with an event loop that serves drives; repeatable, at most 8

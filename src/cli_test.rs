@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::spec::{Access, Aio, Cache, DriveSpec, IothreadSpec, SerialSpec};
+use crate::qos::{Limit, Limits, Quantity};
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;
 
@@ -41,7 +42,7 @@ fn a_kernel_alone_makes_the_default_machine() {
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
     let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -kernel k -initrd i -append a=b=c d \
-                -iothread id=io1 -drive id=vda,file=f,iothread=io1 -serial stdio -api-channel unix:/a \
+                -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -serial stdio -api-channel unix:/a \
                 -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze";
     let expected = VmSpec {
         name: "vm1".into(),
@@ -52,7 +53,12 @@ fn every_option_reaches_its_part_of_the_spec() {
         kernel: "k".into(),
         initrd: Some("i".into()),
         append: "a=b=c d".into(),
-        drives: vec![DriveSpec { iothread: Some("io1".into()), ..DriveSpec::new("vda", "f") }],
+        drives: vec![DriveSpec {
+            iothread: Some("io1".into()),
+            limits: Limits::iops(200),
+            group: Some("g".into()),
+            ..DriveSpec::new("vda", "f")
+        }],
         iothreads: vec![IothreadSpec { id: "io1".into() }],
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],
@@ -127,6 +133,8 @@ fn a_word_that_is_not_utf_8_is_refused() {
 #[test]
 fn the_machine_is_checked_as_a_whole() {
     assert!(refusal("-kernel k -drive id=a,file=f,iothread=io1").contains("no such iothread"));
+    let group = "-kernel k -drive id=a,file=f,iops=1,throttling.group=g -drive id=b,file=g,iops=2,throttling.group=g";
+    assert!(refusal(group).starts_with("-drive id=b,throttling.group=g: its limits are not those of drive \"a\""));
 }
 
 #[test]
@@ -179,6 +187,14 @@ fn typed(spec: &VmSpec) -> Vec<OsString> {
             Aio::IoUring => ",aio=io_uring",
             Aio::Threads => ",aio=threads",
         };
+        for (quantity, limit) in Quantity::ALL.into_iter().zip(drive.limits.each) {
+            let name = quantity.name();
+            text += &format!(",throttling.{name}={},throttling.{name}-max={}", limit.rate, limit.max);
+            let length = limit.max_length.iter();
+            text += &length.map(|length| format!(",throttling.{name}-max-length={length}")).collect::<String>();
+        }
+        text += &format!(",throttling.iops-size={}", drive.limits.iops_size);
+        text += &drive.group.iter().map(|group| format!(",throttling.group={group}")).collect::<String>();
         add("-drive", text);
     }
     if spec.freeze {
@@ -188,16 +204,41 @@ fn typed(spec: &VmSpec) -> Vec<OsString> {
 }
 
 prop_compose! {
+    fn limit(most: u64)(rate in 0..=most)(
+        rate in Just(rate),
+        max in prop::option::of(rate.max(1)..=most),
+        length in 1..=86_400_u64,
+    ) -> Limit {
+        let max = max.filter(|_| rate > 0);
+        Limit { rate, max: max.unwrap_or(0), max_length: max.map(|_| length) }
+    }
+}
+
+prop_compose! {
+    fn limits()(
+        each in Quantity::ALL.map(|quantity| limit(quantity.most())),
+        iops_size in 0..=1_u64 << 32,
+    ) -> Limits {
+        let iops = each[..3].iter().any(|limit| limit.rate > 0);
+        Limits { each, iops_size: if iops { iops_size } else { 0 } }
+    }
+}
+
+prop_compose! {
     fn drives(iothreads: usize)(
         drives in prop::collection::vec(
-            (any::<[bool; 2]>(), prop::option::of("[^,]{1,5}"), prop::option::of(0..iothreads.max(1)), 0..3_usize), 0..11)
+            (any::<[bool; 3]>(), prop::option::of("[^,]{1,5}"), prop::option::of(0..iothreads.max(1)), 0..3_usize, limits()),
+            0..11)
     ) -> Vec<DriveSpec> {
-        drives.into_iter().enumerate().map(|(n, ([read_only, direct], serial, iothread, aio))| DriveSpec {
+        drives.into_iter().enumerate().map(|(n, ([read_only, direct, grouped], serial, iothread, aio, limits))| DriveSpec {
             access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
             cache: if direct { Cache::Direct } else { Cache::Buffered },
             serial,
             iothread: iothread.filter(|_| iothreads > 0).map(|n| format!("io{n}")),
             aio: [Aio::Auto, Aio::IoUring, Aio::Threads][aio],
+            limits,
+            // A group of its own, with the thread and limits that it has.
+            group: grouped.then(|| format!("g{n}")),
             ..DriveSpec::new(format!("d{n}"), format!("/{n}.img"))
         }).collect()
     }

@@ -76,7 +76,8 @@ impl Quantity {
         if self.is_bytes() { MAX_BPS } else { MAX_IOPS }
     }
 
-    fn is_bytes(self) -> bool {
+    /// Whether bytes are counted, and not requests.
+    pub fn is_bytes(self) -> bool {
         matches!(self, Quantity::Bps | Quantity::BpsRead | Quantity::BpsWrite)
     }
 
@@ -150,10 +151,14 @@ impl Limits {
         for quantity in Quantity::ALL {
             self.check_one(quantity)?;
         }
+        if self.iops_size > MAX_BPS {
+            return Err(Refusal(format!("iops-size is {}; accepted: 0 to {MAX_BPS}", self.iops_size)));
+        }
         let iops = &self.each[..3];
         if self.iops_size > 0 && iops.iter().all(|limit| limit.rate == 0) {
             return Err(Refusal(
-                "iops-size says how large requests count, and no iops are limited; accepted: with iops-total, iops-read or iops-write"
+                "iops-size says how many iops a large request is, and no iops are limited; accepted: with iops-total, \
+                 iops-read or iops-write"
                     .into(),
             ));
         }
@@ -174,8 +179,8 @@ impl Limits {
         }
         if limit.max > 0 && limit.max < limit.rate {
             return Err(Refusal(format!(
-                "{name}-max is {} and lower than {name}, which is {}; accepted: at least {name}",
-                limit.max, limit.rate
+                "{name}-max is {} and lower than {name}, which is {}; accepted: at least {}",
+                limit.max, limit.rate, limit.rate
             )));
         }
         match limit.max_length {

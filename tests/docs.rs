@@ -1,8 +1,15 @@
-//! The pages in `docs/` say only what is so: every guarantee of the event loop names a test that exists.
+//! The pages in `docs/` say only what is so: every guarantee of the event loop names a test that exists, every key of
+//! a drive has its row, and every refusal shown is what the program says.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test's own functions are not in the lint's exception")]
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
+
+use loopvisor::cli;
+use loopvisor::qos::Quantity;
 
 /// The names of all functions in the Rust files below `folder`.
 fn functions(folder: &Path, names: &mut HashSet<String>) -> std::io::Result<()> {
@@ -49,5 +56,57 @@ fn every_test_of_the_list_exists() {
     let numbers = (1..=20).map(|n| format!("t{n:02}_")).chain((1..=4).map(|n| format!("p{n}_")));
     for number in numbers {
         assert!(names.iter().any(|name| name.starts_with(&number)), "there is no test {number}");
+    }
+}
+
+/// What the program says to `line`, its words parted by blanks.
+fn refusal(line: &str) -> String {
+    let refused = cli::parse(line.split_whitespace().map(OsString::from));
+    refused.expect_err("is refused").to_string()
+}
+
+/// The keys that the refusal of an unknown one of `-drive` lists.
+fn keys_of_drive(unknown: &str) -> Vec<String> {
+    let refused = refusal(&format!("-kernel k -drive {unknown}=1"));
+    let (_, keys) = refused.split_once("accepted keys: ").expect("keys are listed");
+    keys.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_key_of_a_drive_has_its_row() {
+    let page = include_str!("../docs/cli.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    for key in keys_of_drive("x") {
+        assert!(rows.iter().any(|row| row.starts_with(&format!("| `{key}` |"))), "{key} has no row");
+    }
+    let limits = keys_of_drive("throttling.x");
+    assert!(limits.len() > Quantity::ALL.len());
+    for key in limits {
+        // The keys of a burst are told of once for all quantities.
+        let rate = Quantity::ALL.iter().map(|quantity| format!("throttling.{}", quantity.name()));
+        let shown = rate.into_iter().find(|rate| key.starts_with(&format!("{rate}-max"))).unwrap_or(key);
+        let cells = rows.iter().filter_map(|row| row.split(" | ").next());
+        assert!(cells.into_iter().any(|cell| cell.contains(&format!("`{shown}`"))), "{shown} has no row");
+    }
+}
+
+#[test]
+fn every_refusal_of_the_command_lines_page_is_what_the_program_says() {
+    let page = include_str!("../docs/cli.md");
+    let refusals: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("    loopvisor: ")).collect();
+    assert!(refusals.len() > 5);
+    for shown in refusals {
+        let (typed, _) = shown.split_once(": ").expect("what was typed stands before the sentence");
+        let line = match typed {
+            "-kernal" => "-kernal k".to_owned(),
+            "-kernel" => "-kernel a b".to_owned(),
+            // What is wrong between two parts names only the keys it is about.
+            "-drive id=b,throttling.group=g" => {
+                format!("-kernel k -drive id=a,file=a,throttling.group=g,iops=1 {typed},file=b,iops=2")
+            }
+            "-drive id=a,iothread=io9" => format!("-kernel k -iothread id=io0 -iothread id=io1 {typed},file=b"),
+            _ => format!("-kernel k {typed}"),
+        };
+        assert_eq!(refusal(&line), shown);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::spec::{Access, MAX_IOTHREADS, MAX_VIRTIO_DEVICES, SerialSpec, VmSpec};
+use super::spec::{Access, DriveSpec, MAX_IOTHREADS, MAX_VIRTIO_DEVICES, SerialSpec, VmSpec};
 use crate::error::{Error, Result};
 
 impl VmSpec {
@@ -14,8 +14,8 @@ impl VmSpec {
     /// # Errors
     ///
     /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
-    /// id used twice, an iothread nobody made, a file written by two drives, one socket twice, a background monitor
-    /// with a serial port on the terminal it has left.
+    /// id used twice, an iothread nobody made, a file written by two drives, a group of drives on several loops or
+    /// with different limits, one socket twice, a background monitor with a serial port on the terminal it has left.
     pub fn check(&self) -> Result<()> {
         self.check_iothreads()?;
         self.check_drives()?;
@@ -80,6 +80,7 @@ impl VmSpec {
                 )));
             }
             self.check_iothread_of(&drive.id, drive.iothread.as_deref())?;
+            check_group(drive, earlier)?;
         }
         Ok(())
     }
@@ -96,10 +97,41 @@ impl VmSpec {
     }
 }
 
+/// The drives of a group have one bucket, so they live in one loop and have one set of limits.
+fn check_group(drive: &DriveSpec, earlier: &[DriveSpec]) -> Result<()> {
+    let members = || earlier.iter().filter(|member| member.shares_limits_with(drive));
+    let group = drive.group.as_deref().unwrap_or_default();
+    if let Some(other) = members().find(|member| member.iothread != drive.iothread) {
+        let loop_of = |drive: &DriveSpec| match &drive.iothread {
+            Some(iothread) => format!("iothread {iothread:?}"),
+            None => "the main loop".to_owned(),
+        };
+        return Err(Error::usage(format!(
+            "-drive id={},throttling.group={group}: served by {}, and drive {:?} of this group by {}; what limits a \
+             group lives in one loop, because two threads would have to wait for each other; accepted: one iothread \
+             for all drives of a group, or a group for each iothread",
+            drive.id,
+            loop_of(drive),
+            other.id,
+            loop_of(other)
+        )));
+    }
+    let differs = |member: &&DriveSpec| !member.limits.is_none() && member.limits != drive.limits;
+    if let Some(other) = members().find(differs).filter(|_| !drive.limits.is_none()) {
+        return Err(Error::usage(format!(
+            "-drive id={},throttling.group={group}: its limits are not those of drive {:?}, and a group has one set; \
+             accepted: limits at one drive of the group, or the same at several",
+            drive.id, other.id
+        )));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::spec::{DriveSpec, IothreadSpec};
+    use super::super::spec::IothreadSpec;
     use super::*;
+    use crate::qos::Limits;
 
     fn with_drives(drives: impl IntoIterator<Item = DriveSpec>) -> VmSpec {
         VmSpec { drives: drives.into_iter().collect(), ..VmSpec::new("vmlinux") }
@@ -112,6 +144,10 @@ mod tests {
 
     fn read_only(id: &str, file: &str) -> DriveSpec {
         DriveSpec { access: Access::ReadOnly, ..DriveSpec::new(id, file) }
+    }
+
+    fn member(id: &str, iops: u64) -> DriveSpec {
+        DriveSpec { group: Some("g".into()), limits: Limits::iops(iops), ..DriveSpec::new(id, id) }
     }
 
     fn refusal(spec: &VmSpec) -> String {
@@ -171,6 +207,58 @@ mod tests {
             [DriveSpec::new("a", "x.img"), read_only("b", "x.img")],
         ] {
             assert!(refusal(&with_drives(drives)).starts_with("-drive id=b,file=x.img: drive \"a\" has this file"));
+        }
+    }
+
+    #[test]
+    fn the_drives_of_a_group_have_the_limits_that_one_or_several_of_them_were_given() {
+        for (given, iops) in [([200, 0, 0], 200), ([0, 0, 200], 200), ([200, 0, 200], 200), ([0, 0, 0], 0)] {
+            let outside = DriveSpec { limits: Limits::iops(7), ..DriveSpec::new("d", "d") };
+            let other = DriveSpec { group: Some("h".into()), ..member("e", 8) };
+            let [a, b, c] = given;
+            let spec = with_drives([outside, other, member("a", a), member("b", b), member("c", c)]);
+            spec.check().unwrap();
+            let limits: Vec<Limits> = spec.drives.iter().map(|drive| spec.limits_of(drive)).collect();
+            assert_eq!(limits, [7, 8, iops, iops, iops].map(Limits::iops), "{given:?}");
+        }
+        let alone =
+            with_drives([DriveSpec::new("a", "a"), DriveSpec { limits: Limits::iops(7), ..DriveSpec::new("b", "b") }]);
+        assert!(alone.limits_of(&alone.drives[0]).is_none(), "drives without a group are no group");
+    }
+
+    #[test]
+    fn a_drive_whose_limits_are_not_those_of_its_group_is_refused_with_both_names() {
+        let sentence = "-drive id=b,throttling.group=g: its limits are not those of drive \"a\", and a group has one set; \
+                        accepted: limits at one drive of the group, or the same at several";
+        assert_eq!(refusal(&with_drives([member("a", 200), member("b", 201)])), sentence);
+        let between = [member("a", 200), member("c", 0), DriveSpec::new("d", "d"), member("b", 100)];
+        assert_eq!(refusal(&with_drives(between)), sentence);
+        let mut size = member("b", 200);
+        size.limits.iops_size = 4096;
+        assert_eq!(refusal(&with_drives([member("a", 200), size])), sentence);
+        let elsewhere = DriveSpec { group: Some("h".into()), ..member("b", 201) };
+        with_drives([member("a", 200), elsewhere]).check().unwrap();
+    }
+
+    #[test]
+    fn a_group_on_two_loops_is_refused_with_the_reason_and_the_way_out() {
+        let on = |id: &str, iothread: Option<&str>| DriveSpec { iothread: iothread.map(Into::into), ..member(id, 0) };
+        let spec = |drives| VmSpec { drives, ..with_iothreads(["io0".into(), "io1".into()]) };
+        spec(vec![on("a", Some("io1")), on("b", Some("io1"))]).check().unwrap();
+        spec(vec![on("a", None), on("b", None)]).check().unwrap();
+        let apart = DriveSpec { group: Some("h".into()), ..on("b", Some("io1")) };
+        spec(vec![on("a", Some("io0")), apart]).check().unwrap();
+        let ungrouped = DriveSpec { group: None, ..on("b", Some("io1")) };
+        spec(vec![DriveSpec { group: None, ..on("a", None) }, ungrouped]).check().unwrap();
+        let why = "what limits a group lives in one loop, because two threads would have to wait for each other; accepted: \
+                   one iothread for all drives of a group, or a group for each iothread";
+        for (first, second, sentence) in [
+            (Some("io0"), Some("io1"), "served by iothread \"io1\", and drive \"a\" of this group by iothread \"io0\""),
+            (None, Some("io1"), "served by iothread \"io1\", and drive \"a\" of this group by the main loop"),
+            (Some("io0"), None, "served by the main loop, and drive \"a\" of this group by iothread \"io0\""),
+        ] {
+            let refused = refusal(&spec(vec![on("a", first), on("b", second)]));
+            assert_eq!(refused, format!("-drive id=b,throttling.group=g: {sentence}; {why}"));
         }
     }
 

@@ -18,23 +18,24 @@ impl<'a> KeyValues<'a> {
     ///
     /// `keys` are all the keys the option has. `bare` says what an item without `=` stands for: it gets the item's
     /// place (from 0) and the item, and `None` refuses it. An empty item, key or value, an unknown key and a key given
-    /// twice are errors.
+    /// twice are errors. Keys may come in families, `family.member`, whose members stand together in `keys`.
     pub fn read(
         option: &'a str,
         text: &'a str,
         keys: &[&str],
         bare: impl Fn(usize, &'a str) -> Option<(&'a str, &'a str)>,
     ) -> Result<Self> {
-        let accepted = keys.join(", ");
         let mut read = KeyValues { option, text, pairs: Vec::new() };
         for (place, item) in text.split(',').enumerate() {
             if item.is_empty() {
                 return Err(read.mistake("nothing stands before, after or between the commas; accepted: key=value"));
             }
             let Some((key, value)) = item.split_once('=').or_else(|| bare(place, item)) else {
+                let accepted = keys_for(item, keys);
                 return Err(read.mistake(format!("{item:?} is not key=value; accepted keys: {accepted}")));
             };
             if !keys.contains(&key) {
+                let accepted = keys_for(key, keys);
                 let hint = near(key, keys).map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
                 return Err(read.mistake(format!("unknown key {key:?}{hint}; accepted keys: {accepted}")));
             }
@@ -83,6 +84,19 @@ impl<'a> KeyValues<'a> {
     fn raw(&self, key: &str) -> Option<&'a str> {
         self.pairs.iter().find(|pair| pair.0 == key).map(|pair| pair.1)
     }
+}
+
+/// The keys to name to somebody who wrote `word`: the members of its family if it begins with one, else all keys, and
+/// of each family only that there is one.
+fn keys_for(word: &str, keys: &[&str]) -> String {
+    let family = |key: &str| key.split_once('.').map(|(family, _)| family.to_owned());
+    let own = family(word).filter(|own| keys.iter().any(|key| family(key).as_ref() == Some(own)));
+    let mut named: Vec<String> = match own {
+        Some(own) => keys.iter().filter(|key| family(key).as_ref() == Some(&own)).map(ToString::to_string).collect(),
+        None => keys.iter().map(|key| family(key).map_or(key.to_string(), |family| format!("{family}.KEY"))).collect(),
+    };
+    named.dedup();
+    named.join(", ")
 }
 
 /// The number that `text` writes in decimal digits, and nothing else (no sign, no blank).
@@ -160,6 +174,17 @@ mod tests {
             "-drive id=a,fiel=b: unknown key \"fiel\" (did you mean \"file\"?); accepted keys: id, file, readonly"
         );
         assert!(refusal("ID=a").contains("unknown key \"ID\""));
+    }
+
+    #[test]
+    fn keys_of_a_family_are_named_to_those_who_ask_for_one() {
+        let keys = ["id", "a.x", "a.y", "b.z"];
+        let refusal = |text| KeyValues::read("-o", text, &keys, |_, _| None).expect_err("is refused").to_string();
+        assert!(refusal("ids=1").ends_with("accepted keys: id, a.KEY, b.KEY"));
+        assert!(refusal("a=1").ends_with("accepted keys: id, a.KEY, b.KEY"));
+        assert!(refusal("c.x=1").ends_with("accepted keys: id, a.KEY, b.KEY"));
+        assert!(refusal("a.q=1").ends_with("accepted keys: a.x, a.y"));
+        assert_eq!(refusal("b.z"), "-o b.z: \"b.z\" is not key=value; accepted keys: b.z");
     }
 
     #[test]

@@ -11,8 +11,11 @@ use super::spec::{
     MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MIN_MEMORY_BYTES, SerialSpec, VmSpec,
 };
 use crate::error::{Error, Result};
+use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity};
 
+const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 
 /// `-name TEXT`.
 pub fn name(text: &str) -> Result<String> {
@@ -51,13 +54,12 @@ pub fn memory_bytes(text: &str) -> Result<u64> {
     let accepted = "16M to 512G in whole MiB, written 512 or 512M (MiB), 2G (GiB), \
                     or in bytes from 1048576 up without a unit";
     pairs.require("size", accepted, |size| {
-        let (number, unit) = size.split_at(size.find(|c: char| !c.is_ascii_digit()).unwrap_or(size.len()));
-        let number = decimal(number)?;
+        let (number, unit) = number_and_unit(size)?;
         let unit_bytes = match unit {
             // The original's early versions count bytes, the later ones MiB: no sensible size is both.
             "" if number >= MIB => 1,
             "" | "m" | "M" | "MiB" => MIB,
-            "g" | "G" | "GiB" => 1 << 30,
+            "g" | "G" | "GiB" => GIB,
             _ => return None,
         };
         let bytes = number.checked_mul(unit_bytes)?;
@@ -67,7 +69,8 @@ pub fn memory_bytes(text: &str) -> Result<u64> {
 
 /// `-drive id=,file=,...`.
 pub fn drive(text: &str) -> Result<DriveSpec> {
-    let keys = ["id", "file", "readonly", "direct", "serial", "iothread", "aio", "format", "if"];
+    let throttling = throttling_keys();
+    let keys: Vec<&str> = DRIVE_KEYS.into_iter().chain(throttling.iter().map(String::as_str)).collect();
     let pairs = KeyValues::read("-drive", text, &keys, |_, _| None)?;
     let mut drive = DriveSpec::new(
         pairs.require("id", "NAME (1 to 255 characters)", short_text)?,
@@ -94,7 +97,73 @@ pub fn drive(text: &str) -> Result<DriveSpec> {
     // Both say what is so anyway; later versions of the original write them.
     pairs.get("format", "raw", |format| (format == "raw").then_some(()))?;
     pairs.get("if", "none", |interface| (interface == "none").then_some(()))?;
+    drive.limits = limits(&pairs)?;
+    drive.group = pairs.get("throttling.group", "NAME (1 to 255 characters)", short_text)?;
     Ok(drive)
+}
+
+/// The keys of a drive but for the `throttling.` ones.
+const DRIVE_KEYS: [&str; 10] =
+    ["id", "file", "readonly", "direct", "serial", "iothread", "aio", "format", "if", "iops"];
+
+/// What may stand behind a quantity's name: its rate, that of a burst, and how long a burst lasts.
+const RATE_MAX_LENGTH: [&str; 3] = ["", "-max", "-max-length"];
+
+fn throttling_key(quantity: Quantity, part: &str) -> String {
+    format!("throttling.{}{part}", quantity.name())
+}
+
+fn throttling_keys() -> Vec<String> {
+    let rates = Quantity::ALL.into_iter().flat_map(|of| RATE_MAX_LENGTH.map(|part| throttling_key(of, part)));
+    rates.chain(["throttling.iops-size".to_owned(), "throttling.group".to_owned()]).collect()
+}
+
+/// The limits of a drive: `iops=N` (rule D2.6) and `throttling.*`.
+fn limits(pairs: &KeyValues<'_>) -> Result<Limits> {
+    let short = requests(pairs, "iops")?;
+    let mut limits = Limits::default();
+    for (quantity, limit) in Quantity::ALL.into_iter().zip(&mut limits.each) {
+        let [rate, max, length] = RATE_MAX_LENGTH.map(|part| throttling_key(quantity, part));
+        let amount = if quantity.is_bytes() { bytes } else { requests };
+        let short = short.filter(|_| quantity == Quantity::Iops);
+        let long = amount(pairs, &rate)?;
+        if short.is_some() && long.is_some() {
+            return Err(pairs.mistake(format!("\"iops\" and {rate:?} are one limit; accepted: one of the two")));
+        }
+        let max = amount(pairs, &max)?.unwrap_or(0);
+        let accepted = format!("a number of seconds from 1 to {MAX_BURST_SECONDS}");
+        let max_length = pairs.get(&length, &accepted, |seconds| {
+            decimal(seconds).filter(|seconds| (1..=MAX_BURST_SECONDS).contains(seconds))
+        })?;
+        // A burst lasts a second if nothing is said; saying so makes no other limits of them.
+        let max_length = max_length.or((max > 0).then_some(1));
+        *limit = Limit { rate: short.or(long).unwrap_or(0), max, max_length };
+    }
+    limits.iops_size = bytes(pairs, "throttling.iops-size")?.unwrap_or(0);
+    limits.check().map_err(|refusal| pairs.mistake(refusal.to_string()))?;
+    Ok(limits)
+}
+
+/// A number of requests (rule D2.3).
+fn requests(pairs: &KeyValues<'_>, key: &str) -> Result<Option<u64>> {
+    let accepted = format!("a number from 0 to {MAX_IOPS}");
+    pairs.get(key, &accepted, |number| decimal(number).filter(|number| *number <= MAX_IOPS))
+}
+
+/// A number of bytes: `N`, or `N` with K, M or G.
+fn bytes(pairs: &KeyValues<'_>, key: &str) -> Result<Option<u64>> {
+    let accepted = format!("a number of bytes from 0 to {MAX_BPS}, written 65536, 64K, 10M or 1G (powers of 1024)");
+    pairs.get(key, &accepted, |size| {
+        let (number, unit) = number_and_unit(size)?;
+        let unit_bytes = match unit {
+            "" => 1,
+            "K" => KIB,
+            "M" => MIB,
+            "G" => GIB,
+            _ => return None,
+        };
+        number.checked_mul(unit_bytes).filter(|bytes| *bytes <= MAX_BPS)
+    })
 }
 
 /// `-iothread id=NAME` (rule D1.7).
@@ -162,6 +231,12 @@ fn socket(option: &str, text: &str) -> Result<(PathBuf, bool)> {
     let listens = pairs.get("server", "on (the monitor listens)", |value| (value == "on").then_some(()))?;
     pairs.get("wait", "off (the machine starts without a client)", |value| (value == "off").then_some(()))?;
     Ok((path.into(), listens.is_some()))
+}
+
+/// The number that `text` begins with, and what stands behind it.
+fn number_and_unit(text: &str) -> Option<(u64, &str)> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    Some((decimal(number)?, unit))
 }
 
 fn short_text(text: &str) -> Option<String> {

@@ -63,7 +63,7 @@ fn memory_units_are_mib_and_gib() {
 #[test]
 fn memory_outside_its_limits_or_not_in_whole_mib_is_refused() {
     for text in
-        ["0", "15", "15M", "513G", "549755813889", "268435457", "1T", "1kB", "G", "-1", "1 G", "17179869184G", "0x100"]
+        ["0", "15", "15M", "513G", "549755813889", "268435457", "1T", "1kB", "G", "-1", "1 G", "17179869185G", "0x100"]
     {
         let refused = refusal(memory_bytes(text));
         assert!(refused.starts_with(&format!("-m {text}: ")) && refused.contains("16M to 512G"), "{refused}");
@@ -163,4 +163,249 @@ fn names_and_paths_have_a_longest_length() {
     assert_eq!(refusal(name(&"n".repeat(256))), "-name: the name has 256 characters; accepted: 1 to 255");
     assert_eq!(file("-D", "log").unwrap(), PathBuf::from("log"));
     assert_eq!(refusal(file("-D", &"f".repeat(4096))), "-D: the path has 4096 bytes; accepted: 1 to 4095");
+}
+
+/// The limits that `words` ask for.
+#[track_caller]
+fn limited(words: &str) -> Limits {
+    drive(&format!("id=a,file=f,{words}")).unwrap().limits
+}
+
+/// The sentence that refuses `words`, without the option and the text before it.
+#[track_caller]
+fn refused_limits(words: &str) -> String {
+    let text = format!("id=a,file=f,{words}");
+    let refused = refusal(drive(&text));
+    let sentence = refused.strip_prefix(&format!("-drive {text}: "));
+    sentence.unwrap_or_else(|| panic!("{refused:?} does not begin with what was typed")).to_owned()
+}
+
+fn limits_of(quantity: Quantity, limit: Limit) -> Limits {
+    let mut limits = Limits::default();
+    limits.each[quantity as usize] = limit;
+    limits
+}
+
+#[test]
+fn rule_d2_3_iops_are_0_to_1000000_and_0_is_no_limit() {
+    for (iops, rate) in [("0", 0), ("1", 1), ("200", 200), ("0007", 7), ("1000000", 1_000_000)] {
+        assert_eq!(limited(&format!("iops={iops}")), Limits::iops(rate));
+        assert_eq!(limited(&format!("throttling.iops-total={iops}")), Limits::iops(rate));
+    }
+    assert!(limited("iops=0").is_none());
+    for key in ["iops", "throttling.iops-total", "throttling.iops-read", "throttling.iops-write-max"] {
+        for wrong in ["1000001", "18446744073709551615", "18446744073709551616", "-1", "+1", "1.5", "1e3", "1K", "abc"]
+        {
+            let refused = refused_limits(&format!("{key}={wrong}"));
+            assert_eq!(refused, format!("{wrong:?} is no value of {key:?}; accepted: a number from 0 to 1000000"));
+        }
+        assert!(refused_limits(&format!("{key}=")).ends_with(&format!("is missing; accepted: {key}=value")));
+        assert_eq!(refused_limits(&format!("{key}=1,{key}=1")), format!("key {key:?} is given twice; accepted: once"));
+    }
+}
+
+#[test]
+fn rule_d2_6_a_drive_takes_iops_and_has_no_limit_without() {
+    assert_eq!(
+        drive("id=a,file=f,iops=200").unwrap(),
+        DriveSpec { limits: Limits::iops(200), ..DriveSpec::new("a", "f") }
+    );
+    assert!(drive("id=a,file=f").unwrap().limits.is_none());
+}
+
+#[test]
+fn the_two_spellings_of_iops_exclude_each_other_even_if_equal() {
+    for (short, long) in [(1, 2), (5, 5), (0, 0), (0, 5)] {
+        for words in
+            [format!("iops={short},throttling.iops-total={long}"), format!("throttling.iops-total={long},iops={short}")]
+        {
+            let sentence = "\"iops\" and \"throttling.iops-total\" are one limit; accepted: one of the two";
+            assert_eq!(refused_limits(&words), sentence, "{words}");
+        }
+    }
+}
+
+#[test]
+fn every_quantity_has_a_rate_a_burst_and_a_length_of_its_own() {
+    for quantity in Quantity::ALL {
+        let name = quantity.name();
+        let limit = Limit { rate: 100, max: 300, max_length: Some(60) };
+        let words = format!("throttling.{name}=100,throttling.{name}-max=300,throttling.{name}-max-length=60");
+        assert_eq!(limited(&words), limits_of(quantity, limit));
+    }
+    for key in throttling_keys() {
+        assert!(refused_limits(&format!("{key}=")).contains("is missing"), "{key}");
+    }
+    assert_eq!(throttling_keys().len(), 20);
+}
+
+#[test]
+fn a_burst_lasts_a_second_unless_more_is_said_and_zero_is_no_burst() {
+    let limit = |max, max_length| limits_of(Quantity::Iops, Limit { rate: 100, max, max_length });
+    assert_eq!(limited("iops=100,throttling.iops-total-max=100"), limit(100, Some(1)));
+    let told = limited("iops=100,throttling.iops-total-max=200,throttling.iops-total-max-length=1");
+    assert_eq!(told, limited("throttling.iops-total=100,throttling.iops-total-max=200"));
+    let words = "iops=100,throttling.iops-total-max=200,throttling.iops-total-max-length=86400";
+    assert_eq!(limited(words), limit(200, Some(86_400)));
+    assert_eq!(limited("iops=100,throttling.iops-total-max=0"), limit(0, None));
+    assert!(limited("iops=0,throttling.iops-total-max=0").is_none());
+}
+
+#[test]
+fn bytes_are_plain_or_in_powers_of_1024() {
+    for (text, bytes) in [
+        ("0", 0),
+        ("1", 1),
+        ("1000000000000000", MAX_BPS),
+        ("64K", 65_536),
+        ("10M", 10_485_760),
+        ("3G", 3_221_225_472),
+        ("931322G", 931_322 << 30),
+    ] {
+        for quantity in [Quantity::Bps, Quantity::BpsRead, Quantity::BpsWrite] {
+            let words = format!("throttling.{}={text}", quantity.name());
+            assert_eq!(limited(&words), limits_of(quantity, Limit { rate: bytes, ..Limit::default() }), "{words}");
+        }
+        let limits = limited(&format!("iops=1,throttling.iops-size={text}"));
+        assert_eq!(limits, Limits { iops_size: bytes, ..Limits::iops(1) });
+    }
+    for key in ["throttling.bps-total", "throttling.bps-read-max", "throttling.iops-size"] {
+        for wrong in [
+            "1000000000000001",
+            "931323G",
+            "18446744073709551615",
+            "18446744073709551616",
+            "17179869185G",
+            "-1",
+            "1.5",
+            "1.5M",
+            "abc",
+            "K",
+            "1k",
+            "1KB",
+            "1KiB",
+            "1T",
+            "1M1",
+            "0x10",
+        ] {
+            let refused = refused_limits(&format!("iops=1,{key}={wrong}"));
+            assert_eq!(
+                refused,
+                format!(
+                    "{wrong:?} is no value of {key:?}; accepted: a number of bytes from 0 to 1000000000000000, written \
+                     65536, 64K, 10M or 1G (powers of 1024)"
+                )
+            );
+        }
+    }
+}
+
+#[test]
+fn totals_and_directions_may_be_limited_together() {
+    let limits = limited("iops=300,throttling.iops-read=200,throttling.iops-write=200,throttling.bps-total=1M");
+    let rates = limits.each.map(|limit| limit.rate);
+    assert_eq!(rates, [300, 200, 200, 1 << 20, 0, 0]);
+}
+
+#[test]
+fn limits_that_contradict_themselves_are_refused_with_what_would_do() {
+    let length = "a number of seconds from 1 to 86400";
+    for (words, sentence) in [
+        (
+            "throttling.iops-total-max=5",
+            "iops-total-max allows a burst over iops-total, which is not limited; accepted: both, or neither".to_owned(),
+        ),
+        (
+            "iops=0,throttling.iops-total-max=5",
+            "iops-total-max allows a burst over iops-total, which is not limited; accepted: both, or neither".to_owned(),
+        ),
+        (
+            "throttling.bps-read=1M,throttling.bps-write-max=2M",
+            "bps-write-max allows a burst over bps-write, which is not limited; accepted: both, or neither".to_owned(),
+        ),
+        (
+            "iops=100,throttling.iops-total-max=99",
+            "iops-total-max is 99 and lower than iops-total, which is 100; accepted: at least 100".to_owned(),
+        ),
+        (
+            "iops=100,throttling.iops-total-max-length=5",
+            "iops-total-max-length says how long a burst lasts, and iops-total-max allows none; accepted: both, or \
+             neither"
+                .to_owned(),
+        ),
+        (
+            "throttling.bps-total-max-length=1",
+            "bps-total-max-length says how long a burst lasts, and bps-total-max allows none; accepted: both, or neither"
+                .to_owned(),
+        ),
+        (
+            "iops=1,throttling.iops-total-max=2,throttling.iops-total-max-length=0",
+            format!("\"0\" is no value of \"throttling.iops-total-max-length\"; accepted: {length}"),
+        ),
+        (
+            "iops=1,throttling.iops-total-max=2,throttling.iops-total-max-length=86401",
+            format!("\"86401\" is no value of \"throttling.iops-total-max-length\"; accepted: {length}"),
+        ),
+        (
+            "throttling.iops-size=4096",
+            "iops-size says how many iops a large request is, and no iops are limited; accepted: with iops-total, \
+             iops-read or iops-write"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(refused_limits(words), sentence, "{words}");
+    }
+    refused_limits("throttling.bps-total=1M,throttling.iops-size=4096");
+    for iops in ["iops", "throttling.iops-total", "throttling.iops-read", "throttling.iops-write"] {
+        assert_eq!(limited(&format!("{iops}=1,throttling.iops-size=4K")).iops_size, 4096);
+    }
+}
+
+#[test]
+fn limits_of_any_origin_are_checked_for_what_an_option_cannot_say() {
+    let one = |quantity, rate, max, max_length| limits_of(quantity, Limit { rate, max, max_length }).check();
+    let refused = |quantity, rate, max, max_length| one(quantity, rate, max, max_length).unwrap_err().to_string();
+    assert_eq!(Limits::default().check(), Ok(()));
+    assert_eq!(refused(Quantity::IopsRead, 1_000_001, 0, None), "iops-read is 1000001; accepted: 0 to 1000000");
+    assert_eq!(refused(Quantity::Iops, 1, 1_000_001, None), "iops-total-max is 1000001; accepted: 0 to 1000000");
+    assert_eq!(
+        refused(Quantity::Bps, MAX_BPS + 1, 0, None),
+        "bps-total is 1000000000000001; accepted: 0 to 1000000000000000"
+    );
+    for length in [0, 86_401, u64::MAX] {
+        let sentence = format!("bps-write-max-length is {length}; accepted: 1 to 86400 seconds");
+        assert_eq!(refused(Quantity::BpsWrite, 1, 1, Some(length)), sentence);
+    }
+    for quantity in Quantity::ALL {
+        let most = quantity.most();
+        assert_eq!(one(quantity, most, most, Some(86_400)), Ok(()));
+        assert_eq!(one(quantity, 1, most, None), Ok(()));
+    }
+    let size = |iops_size| Limits { iops_size, ..Limits::iops(1) }.check();
+    assert_eq!(size(MAX_BPS), Ok(()));
+    assert_eq!(
+        size(MAX_BPS + 1).unwrap_err().to_string(),
+        "iops-size is 1000000000000001; accepted: 0 to 1000000000000000"
+    );
+}
+
+#[test]
+fn a_drive_may_be_of_a_group() {
+    assert_eq!(drive("id=a,file=f").unwrap().group, None);
+    let drive_of = |group: &str| drive(&format!("id=a,file=f,throttling.group={group}"));
+    assert_eq!(drive_of("g1").unwrap().group.as_deref(), Some("g1"));
+    drive_of(&"ä".repeat(255)).unwrap();
+    assert!(refusal(drive_of(&"g".repeat(256))).ends_with("accepted: NAME (1 to 255 characters)"));
+    assert!(refusal(drive_of("")).contains("the value of \"throttling.group\" is missing"));
+}
+
+#[test]
+fn an_unknown_key_is_answered_with_the_keys_of_its_family() {
+    let own = "accepted keys: id, file, readonly, direct, serial, iothread, aio, format, if, iops, throttling.KEY";
+    assert!(refused_limits("size=1").ends_with(own));
+    assert!(refused_limits("iops.total=1").ends_with(own));
+    let refused = refused_limits("throttling.iops-totl=1");
+    assert!(refused.contains("did you mean \"throttling.iops-total\"?"), "{refused}");
+    assert!(refused.ends_with(&format!("accepted keys: {}", throttling_keys().join(", "))), "{refused}");
+    assert!(refused_limits("throttling.group").ends_with(&throttling_keys().join(", ")));
 }

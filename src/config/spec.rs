@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use crate::qos::Limits;
+
 /// The most iothreads a machine may have (rule D1.2).
 pub const MAX_IOTHREADS: usize = 8;
 /// The most vCPUs a machine may have: their local APIC ids and the I/O APIC's fit eight bits.
@@ -85,12 +87,12 @@ impl VmSpec {
             freeze: false,
         }
     }
-}
 
-impl VmSpec {
-    /// temporary
-    pub fn limits_of(&self, drive: &DriveSpec) -> crate::qos::Limits {
-        drive.limits
+    /// What limits `drive`: its own limits, or those of its group, whichever of the members was given them.
+    pub fn limits_of(&self, drive: &DriveSpec) -> Limits {
+        let group = self.drives.iter().filter(|member| member.shares_limits_with(drive)).map(|member| member.limits);
+        let mut all = std::iter::once(drive.limits).chain(group);
+        all.find(|limits| !limits.is_none()).unwrap_or_default()
     }
 }
 
@@ -111,14 +113,14 @@ pub struct DriveSpec {
     pub iothread: Option<String>,
     /// `aio=`.
     pub aio: Aio,
-    /// `iops=` and `throttling.*`.
-    pub limits: crate::qos::Limits,
-    /// `throttling.group=`.
+    /// `iops=`, `throttling.*=`: what was given with this drive. What limits it is [`VmSpec::limits_of`].
+    pub limits: Limits,
+    /// `throttling.group=`: the drives of a group share one set of limits.
     pub group: Option<String>,
 }
 
 impl DriveSpec {
-    /// A writable drive with direct I/O, served by the main loop.
+    /// A writable drive with direct I/O, served by the main loop and without limits.
     pub fn new(id: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         DriveSpec {
             id: id.into(),
@@ -128,9 +130,14 @@ impl DriveSpec {
             serial: None,
             iothread: None,
             aio: Aio::Auto,
-            limits: crate::qos::Limits::default(),
+            limits: Limits::default(),
             group: None,
         }
+    }
+
+    /// Whether both are in one group.
+    pub fn shares_limits_with(&self, other: &DriveSpec) -> bool {
+        self.group.is_some() && self.group == other.group
     }
 }
 
