@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::spec::{Access, Aio, Cache, DriveSpec, IothreadSpec, SerialSpec};
-use crate::qos::{Limit, Limits, Quantity};
+use crate::qos::{Limit, Limits, Quantity, Spelling};
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;
 
@@ -188,10 +188,10 @@ fn typed(spec: &VmSpec) -> Vec<OsString> {
             Aio::Threads => ",aio=threads",
         };
         for (quantity, limit) in Quantity::ALL.into_iter().zip(drive.limits.each) {
-            let name = quantity.name();
-            text += &format!(",throttling.{name}={},throttling.{name}-max={}", limit.rate, limit.max);
+            let name = Spelling::CommandLine.rate(quantity);
+            text += &format!(",{name}={},{name}-max={}", limit.rate, limit.max);
             let length = limit.max_length.iter();
-            text += &length.map(|length| format!(",throttling.{name}-max-length={length}")).collect::<String>();
+            text += &length.map(|length| format!(",{name}-max-length={length}")).collect::<String>();
         }
         text += &format!(",throttling.iops-size={}", drive.limits.iops_size);
         text += &drive.group.iter().map(|group| format!(",throttling.group={group}")).collect::<String>();

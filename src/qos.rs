@@ -18,8 +18,6 @@
 //! The three quarters of a per mille are what "no second has more" costs: a bucket that can be 0.75 ms behind, and
 //! catches up, must be that much slower for no second to notice.
 
-use std::fmt;
-
 /// The least distance between two wake-ups that a bucket asks for: what has become due meanwhile goes together, so the
 /// timer costs the same at every rate. It is also the time for which an idle bucket saves credit. In nanoseconds.
 pub const QUANTUM_NS: u64 = 500_000;
@@ -59,15 +57,15 @@ impl Quantity {
     pub const ALL: [Quantity; 6] =
         [Quantity::Iops, Quantity::IopsRead, Quantity::IopsWrite, Quantity::Bps, Quantity::BpsRead, Quantity::BpsWrite];
 
-    /// The option's name behind `throttling.`, as QEMU spells it.
-    pub fn name(self) -> &'static str {
+    /// The option's name behind `throttling.`, and the argument's of `block_set_io_throttle`, as QEMU spells them.
+    fn names(self) -> [&'static str; 2] {
         match self {
-            Quantity::Iops => "iops-total",
-            Quantity::IopsRead => "iops-read",
-            Quantity::IopsWrite => "iops-write",
-            Quantity::Bps => "bps-total",
-            Quantity::BpsRead => "bps-read",
-            Quantity::BpsWrite => "bps-write",
+            Quantity::Iops => ["iops-total", "iops"],
+            Quantity::IopsRead => ["iops-read", "iops_rd"],
+            Quantity::IopsWrite => ["iops-write", "iops_wr"],
+            Quantity::Bps => ["bps-total", "bps"],
+            Quantity::BpsRead => ["bps-read", "bps_rd"],
+            Quantity::BpsWrite => ["bps-write", "bps_wr"],
         }
     }
 
@@ -115,13 +113,45 @@ pub struct Limits {
     pub iops_size: u64,
 }
 
-/// Why limits cannot be honoured: a sentence in the words of the options, each name behind `throttling.`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(pub String);
+/// Whose words a limit is named in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spelling {
+    /// `throttling.iops-total-max-length`
+    CommandLine,
+    /// `iops_max_length`
+    Qmp,
+}
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl Spelling {
+    /// The name of a limit's rate.
+    pub fn rate(self, quantity: Quantity) -> String {
+        let [option, argument] = quantity.names();
+        match self {
+            Spelling::CommandLine => format!("throttling.{option}"),
+            Spelling::Qmp => argument.to_owned(),
+        }
+    }
+
+    /// The name of its rate in a burst.
+    pub fn max(self, quantity: Quantity) -> String {
+        self.rate(quantity) + self.pick(["-max", "_max"])
+    }
+
+    /// The name of the length of its burst.
+    pub fn max_length(self, quantity: Quantity) -> String {
+        self.rate(quantity) + self.pick(["-max-length", "_max_length"])
+    }
+
+    /// The name of [`Limits::iops_size`].
+    pub fn iops_size(self) -> &'static str {
+        self.pick(["throttling.iops-size", "iops_size"])
+    }
+
+    fn pick(self, [option, argument]: [&'static str; 2]) -> &'static str {
+        match self {
+            Spelling::CommandLine => option,
+            Spelling::Qmp => argument,
+        }
     }
 }
 
@@ -146,49 +176,50 @@ impl Limits {
     /// Refuses what contradicts itself or cannot be kept.
     ///
     /// # Errors
-    /// The first contradiction, with what would do.
-    pub fn check(&self) -> Result<(), Refusal> {
+    /// A sentence about the first contradiction in the given words, with what would do.
+    pub fn check(&self, spelling: Spelling) -> Result<(), String> {
         for quantity in Quantity::ALL {
-            self.check_one(quantity)?;
+            self.check_one(quantity, spelling)?;
         }
+        let iops_size = spelling.iops_size();
         if self.iops_size > MAX_BPS {
-            return Err(Refusal(format!("iops-size is {}; accepted: 0 to {MAX_BPS}", self.iops_size)));
+            return Err(format!("{iops_size} is {}; accepted: 0 to {MAX_BPS}", self.iops_size));
         }
-        let iops = &self.each[..3];
-        if self.iops_size > 0 && iops.iter().all(|limit| limit.rate == 0) {
-            return Err(Refusal(
-                "iops-size says how many iops a large request is, and no iops are limited; accepted: with iops-total, \
-                 iops-read or iops-write"
-                    .into(),
+        if self.iops_size > 0 && self.each[..3].iter().all(|limit| limit.rate == 0) {
+            let names = Quantity::ALL.map(|quantity| spelling.rate(quantity));
+            return Err(format!(
+                "{iops_size} says how many requests a large one is, and none are limited; accepted: with {}, {} or {}",
+                names[0], names[1], names[2]
             ));
         }
         Ok(())
     }
 
-    fn check_one(&self, quantity: Quantity) -> Result<(), Refusal> {
-        let (name, most, limit) = (quantity.name(), quantity.most(), self.of(quantity));
-        for (name, value) in [(name.to_string(), limit.rate), (format!("{name}-max"), limit.max)] {
+    fn check_one(&self, quantity: Quantity, spelling: Spelling) -> Result<(), String> {
+        let Limit { rate, max, max_length } = self.of(quantity);
+        let (name, most) = (spelling.rate(quantity), quantity.most());
+        let (name_max, name_length) = (spelling.max(quantity), spelling.max_length(quantity));
+        for (name, value) in [(&name, rate), (&name_max, max)] {
             if value > most {
-                return Err(Refusal(format!("{name} is {value}; accepted: 0 to {most}")));
+                return Err(format!("{name} is {value}; accepted: 0 to {most}"));
             }
         }
-        if limit.max > 0 && limit.rate == 0 {
-            return Err(Refusal(format!(
-                "{name}-max allows a burst over {name}, which is not limited; accepted: both, or neither"
-            )));
+        if max > 0 && rate == 0 {
+            return Err(format!(
+                "{name_max} allows a burst over {name}, which is not limited; accepted: both, or neither"
+            ));
         }
-        if limit.max > 0 && limit.max < limit.rate {
-            return Err(Refusal(format!(
-                "{name}-max is {} and lower than {name}, which is {}; accepted: at least {}",
-                limit.max, limit.rate, limit.rate
-            )));
+        if max > 0 && max < rate {
+            return Err(format!(
+                "{name_max} is {max} and lower than {name}, which is {rate}; accepted: at least {rate}"
+            ));
         }
-        match limit.max_length {
-            Some(_) if limit.max == 0 => Err(Refusal(format!(
-                "{name}-max-length says how long a burst lasts, and {name}-max allows none; accepted: both, or neither"
-            ))),
+        match max_length {
+            Some(_) if max == 0 => Err(format!(
+                "{name_length} says how long a burst lasts, and {name_max} allows none; accepted: both, or neither"
+            )),
             Some(length) if !(1..=MAX_BURST_SECONDS).contains(&length) => {
-                Err(Refusal(format!("{name}-max-length is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds")))
+                Err(format!("{name_length} is {length}; accepted: 1 to {MAX_BURST_SECONDS} seconds"))
             }
             _ => Ok(()),
         }
@@ -333,26 +364,24 @@ impl Bucket {
     }
 
     fn weigh(&mut self, now_ns: u64, request: &Request) -> Result<(), Wait> {
-        let mut wait: Option<Wait> = None;
+        // When the limits will let it go that both directions share, and those that are its direction's own.
+        let (mut shared_ns, mut own_ns) = (None, None);
         for meter in counting(&mut self.meters, request) {
             meter.leak(now_ns);
-            if meter.over <= 0 {
-                continue;
+            meter.refused = meter.over > 0;
+            if meter.refused {
+                let ready_ns = if meter.quantity.is_total() { &mut shared_ns } else { &mut own_ns };
+                *ready_ns = (*ready_ns).max(Some(meter.ready_ns()));
             }
-            meter.refused = true;
-            let so_far = wait.unwrap_or(Wait { until_ns: 0, other_may_go: true });
-            wait = Some(Wait {
-                until_ns: so_far.until_ns.max(meter.ready_ns()),
-                other_may_go: so_far.other_may_go && !meter.quantity.is_total(),
-            });
         }
-        if let Some(wait) = wait {
+        // A limit of its own that lasts longer is found when the shared one is over: the other may go then.
+        if let Some(ready_ns) = shared_ns.or(own_ns) {
             // What becomes due within a quantum goes together.
-            return Err(Wait { until_ns: wait.until_ns.max(self.went_ns.saturating_add(QUANTUM_NS)), ..wait });
+            let until_ns = ready_ns.max(self.went_ns.saturating_add(QUANTUM_NS));
+            return Err(Wait { until_ns, other_may_go: shared_ns.is_none() });
         }
         for meter in counting(&mut self.meters, request) {
             meter.over = meter.over.saturating_add(meter.cost(request, self.iops_size));
-            meter.refused = false;
         }
         self.went_ns = self.went_ns.max(now_ns);
         Ok(())

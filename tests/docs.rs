@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use loopvisor::cli;
-use loopvisor::qos::Quantity;
+use loopvisor::qos::{Quantity, Spelling};
 
 /// The names of all functions in the Rust files below `folder`.
 fn functions(folder: &Path, names: &mut HashSet<String>) -> std::io::Result<()> {
@@ -83,7 +83,7 @@ fn every_key_of_a_drive_has_its_row() {
     assert!(limits.len() > Quantity::ALL.len());
     for key in limits {
         // The keys of a burst are told of once for all quantities.
-        let rate = Quantity::ALL.iter().map(|quantity| format!("throttling.{}", quantity.name()));
+        let rate = Quantity::ALL.iter().map(|&quantity| Spelling::CommandLine.rate(quantity));
         let shown = rate.into_iter().find(|rate| key.starts_with(&format!("{rate}-max"))).unwrap_or(key);
         let cells = rows.iter().filter_map(|row| row.split(" | ").next());
         assert!(cells.into_iter().any(|cell| cell.contains(&format!("`{shown}`"))), "{shown} has no row");

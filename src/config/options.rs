@@ -11,7 +11,7 @@ use super::spec::{
     MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MIN_MEMORY_BYTES, SerialSpec, VmSpec,
 };
 use crate::error::{Error, Result};
-use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity};
+use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity, Spelling};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -106,16 +106,12 @@ pub fn drive(text: &str) -> Result<DriveSpec> {
 const DRIVE_KEYS: [&str; 10] =
     ["id", "file", "readonly", "direct", "serial", "iothread", "aio", "format", "if", "iops"];
 
-/// What may stand behind a quantity's name: its rate, that of a burst, and how long a burst lasts.
-const RATE_MAX_LENGTH: [&str; 3] = ["", "-max", "-max-length"];
-
-fn throttling_key(quantity: Quantity, part: &str) -> String {
-    format!("throttling.{}{part}", quantity.name())
-}
+const THROTTLING: Spelling = Spelling::CommandLine;
 
 fn throttling_keys() -> Vec<String> {
-    let rates = Quantity::ALL.into_iter().flat_map(|of| RATE_MAX_LENGTH.map(|part| throttling_key(of, part)));
-    rates.chain(["throttling.iops-size".to_owned(), "throttling.group".to_owned()]).collect()
+    let rates = |of| [THROTTLING.rate(of), THROTTLING.max(of), THROTTLING.max_length(of)];
+    let others = [THROTTLING.iops_size().to_owned(), "throttling.group".to_owned()];
+    Quantity::ALL.into_iter().flat_map(rates).chain(others).collect()
 }
 
 /// The limits of a drive: `iops=N` (rule D2.6) and `throttling.*`.
@@ -123,24 +119,24 @@ fn limits(pairs: &KeyValues<'_>) -> Result<Limits> {
     let short = requests(pairs, "iops")?;
     let mut limits = Limits::default();
     for (quantity, limit) in Quantity::ALL.into_iter().zip(&mut limits.each) {
-        let [rate, max, length] = RATE_MAX_LENGTH.map(|part| throttling_key(quantity, part));
+        let rate = THROTTLING.rate(quantity);
         let amount = if quantity.is_bytes() { bytes } else { requests };
         let short = short.filter(|_| quantity == Quantity::Iops);
         let long = amount(pairs, &rate)?;
         if short.is_some() && long.is_some() {
             return Err(pairs.mistake(format!("\"iops\" and {rate:?} are one limit; accepted: one of the two")));
         }
-        let max = amount(pairs, &max)?.unwrap_or(0);
+        let max = amount(pairs, &THROTTLING.max(quantity))?.unwrap_or(0);
         let accepted = format!("a number of seconds from 1 to {MAX_BURST_SECONDS}");
-        let max_length = pairs.get(&length, &accepted, |seconds| {
+        let max_length = pairs.get(&THROTTLING.max_length(quantity), &accepted, |seconds| {
             decimal(seconds).filter(|seconds| (1..=MAX_BURST_SECONDS).contains(seconds))
         })?;
         // A burst lasts a second if nothing is said; saying so makes no other limits of them.
         let max_length = max_length.or((max > 0).then_some(1));
         *limit = Limit { rate: short.or(long).unwrap_or(0), max, max_length };
     }
-    limits.iops_size = bytes(pairs, "throttling.iops-size")?.unwrap_or(0);
-    limits.check().map_err(|refusal| pairs.mistake(refusal.to_string()))?;
+    limits.iops_size = bytes(pairs, THROTTLING.iops_size())?.unwrap_or(0);
+    limits.check(THROTTLING).map_err(|refusal| pairs.mistake(refusal))?;
     Ok(limits)
 }
 

@@ -228,9 +228,9 @@ fn the_two_spellings_of_iops_exclude_each_other_even_if_equal() {
 #[test]
 fn every_quantity_has_a_rate_a_burst_and_a_length_of_its_own() {
     for quantity in Quantity::ALL {
-        let name = quantity.name();
+        let name = Spelling::CommandLine.rate(quantity);
         let limit = Limit { rate: 100, max: 300, max_length: Some(60) };
-        let words = format!("throttling.{name}=100,throttling.{name}-max=300,throttling.{name}-max-length=60");
+        let words = format!("{name}=100,{name}-max=300,{name}-max-length=60");
         assert_eq!(limited(&words), limits_of(quantity, limit));
     }
     for key in throttling_keys() {
@@ -263,7 +263,7 @@ fn bytes_are_plain_or_in_powers_of_1024() {
         ("931322G", 931_322 << 30),
     ] {
         for quantity in [Quantity::Bps, Quantity::BpsRead, Quantity::BpsWrite] {
-            let words = format!("throttling.{}={text}", quantity.name());
+            let words = format!("{}={text}", Spelling::CommandLine.rate(quantity));
             assert_eq!(limited(&words), limits_of(quantity, Limit { rate: bytes, ..Limit::default() }), "{words}");
         }
         let limits = limited(&format!("iops=1,throttling.iops-size={text}"));
@@ -313,29 +313,29 @@ fn limits_that_contradict_themselves_are_refused_with_what_would_do() {
     for (words, sentence) in [
         (
             "throttling.iops-total-max=5",
-            "iops-total-max allows a burst over iops-total, which is not limited; accepted: both, or neither".to_owned(),
+            "throttling.iops-total-max allows a burst over throttling.iops-total, which is not limited; accepted: both, or neither".to_owned(),
         ),
         (
             "iops=0,throttling.iops-total-max=5",
-            "iops-total-max allows a burst over iops-total, which is not limited; accepted: both, or neither".to_owned(),
+            "throttling.iops-total-max allows a burst over throttling.iops-total, which is not limited; accepted: both, or neither".to_owned(),
         ),
         (
             "throttling.bps-read=1M,throttling.bps-write-max=2M",
-            "bps-write-max allows a burst over bps-write, which is not limited; accepted: both, or neither".to_owned(),
+            "throttling.bps-write-max allows a burst over throttling.bps-write, which is not limited; accepted: both, or neither".to_owned(),
         ),
         (
             "iops=100,throttling.iops-total-max=99",
-            "iops-total-max is 99 and lower than iops-total, which is 100; accepted: at least 100".to_owned(),
+            "throttling.iops-total-max is 99 and lower than throttling.iops-total, which is 100; accepted: at least 100".to_owned(),
         ),
         (
             "iops=100,throttling.iops-total-max-length=5",
-            "iops-total-max-length says how long a burst lasts, and iops-total-max allows none; accepted: both, or \
+            "throttling.iops-total-max-length says how long a burst lasts, and throttling.iops-total-max allows none; accepted: both, or \
              neither"
                 .to_owned(),
         ),
         (
             "throttling.bps-total-max-length=1",
-            "bps-total-max-length says how long a burst lasts, and bps-total-max allows none; accepted: both, or neither"
+            "throttling.bps-total-max-length says how long a burst lasts, and throttling.bps-total-max allows none; accepted: both, or neither"
                 .to_owned(),
         ),
         (
@@ -348,8 +348,8 @@ fn limits_that_contradict_themselves_are_refused_with_what_would_do() {
         ),
         (
             "throttling.iops-size=4096",
-            "iops-size says how many iops a large request is, and no iops are limited; accepted: with iops-total, \
-             iops-read or iops-write"
+            "throttling.iops-size says how many requests a large one is, and none are limited; accepted: with throttling.iops-total, \
+             throttling.iops-read or throttling.iops-write"
                 .to_owned(),
         ),
     ] {
@@ -363,17 +363,18 @@ fn limits_that_contradict_themselves_are_refused_with_what_would_do() {
 
 #[test]
 fn limits_of_any_origin_are_checked_for_what_an_option_cannot_say() {
-    let one = |quantity, rate, max, max_length| limits_of(quantity, Limit { rate, max, max_length }).check();
-    let refused = |quantity, rate, max, max_length| one(quantity, rate, max, max_length).unwrap_err().to_string();
-    assert_eq!(Limits::default().check(), Ok(()));
-    assert_eq!(refused(Quantity::IopsRead, 1_000_001, 0, None), "iops-read is 1000001; accepted: 0 to 1000000");
-    assert_eq!(refused(Quantity::Iops, 1, 1_000_001, None), "iops-total-max is 1000001; accepted: 0 to 1000000");
+    let one =
+        |quantity, rate, max, max_length| limits_of(quantity, Limit { rate, max, max_length }).check(Spelling::Qmp);
+    let refused = |quantity, rate, max, max_length| one(quantity, rate, max, max_length).unwrap_err();
+    assert_eq!(Limits::default().check(Spelling::Qmp), Ok(()));
+    assert_eq!(refused(Quantity::IopsRead, 1_000_001, 0, None), "iops_rd is 1000001; accepted: 0 to 1000000");
+    assert_eq!(refused(Quantity::Iops, 1, 1_000_001, None), "iops_max is 1000001; accepted: 0 to 1000000");
     assert_eq!(
         refused(Quantity::Bps, MAX_BPS + 1, 0, None),
-        "bps-total is 1000000000000001; accepted: 0 to 1000000000000000"
+        "bps is 1000000000000001; accepted: 0 to 1000000000000000"
     );
     for length in [0, 86_401, u64::MAX] {
-        let sentence = format!("bps-write-max-length is {length}; accepted: 1 to 86400 seconds");
+        let sentence = format!("bps_wr_max_length is {length}; accepted: 1 to 86400 seconds");
         assert_eq!(refused(Quantity::BpsWrite, 1, 1, Some(length)), sentence);
     }
     for quantity in Quantity::ALL {
@@ -381,12 +382,9 @@ fn limits_of_any_origin_are_checked_for_what_an_option_cannot_say() {
         assert_eq!(one(quantity, most, most, Some(86_400)), Ok(()));
         assert_eq!(one(quantity, 1, most, None), Ok(()));
     }
-    let size = |iops_size| Limits { iops_size, ..Limits::iops(1) }.check();
+    let size = |iops_size| Limits { iops_size, ..Limits::iops(1) }.check(Spelling::Qmp);
     assert_eq!(size(MAX_BPS), Ok(()));
-    assert_eq!(
-        size(MAX_BPS + 1).unwrap_err().to_string(),
-        "iops-size is 1000000000000001; accepted: 0 to 1000000000000000"
-    );
+    assert_eq!(size(MAX_BPS + 1).unwrap_err(), "iops_size is 1000000000000001; accepted: 0 to 1000000000000000");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost};
 use crate::machine::Drive;
 use crate::qmp::block::BlockIOThrottle;
-use crate::qos::{Limit, Limits};
+use crate::qos::{Limit, Limits, Spelling};
 
 /// Has the drive that `asked` names, and all of its group, limited as it says.
 pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Result<Value>>) {
@@ -53,7 +53,7 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(String, Limits)> {
         )));
     }
     let limits = merge(asked, &drive.limits);
-    limits.check().map_err(|refusal| Error::usage(refusal.to_string()))?;
+    limits.check(Spelling::Qmp).map_err(|refusal| Error::usage(format!("Parameter {refusal}")))?;
     Ok((id.clone(), limits))
 }
 

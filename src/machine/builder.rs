@@ -24,7 +24,7 @@ use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
 use crate::kvm::vm::Vm;
 use crate::memory::{self, GuestRam};
 use crate::qos::{Bucket, Group, Limits};
-use crate::sys::stdio;
+use crate::sys::{stdio, tune};
 
 /// A machine whose vCPUs have not been started.
 pub struct Machine {
@@ -60,8 +60,11 @@ impl Machine {
         let ram = memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?;
         let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
         let vm = Arc::new(Vm::new(ram.clone())?);
-        let iothreads =
-            spec.iothreads.iter().map(|iothread| LoopThread::start(&iothread.id, || {})).collect::<Result<Vec<_>>>()?;
+        let iothreads = spec
+            .iothreads
+            .iter()
+            .map(|iothread| LoopThread::start(&iothread.id, tune::short_slice))
+            .collect::<Result<Vec<_>>>()?;
         let mut board = Board::new(vm.clone());
         let mut drives = Vec::with_capacity(disks.len());
         let mut groups = HashMap::new();

@@ -135,8 +135,6 @@ pub struct Ring {
     news: bool,
     chain: Chain,
     aside: [Aside; 2],
-    /// Whose turn it is to ask first, for a limit that both directions share.
-    first: usize,
     /// Chains whose memory is free for the next that is set aside.
     spare: Vec<Chain>,
     /// How many of those available and not popped have been counted as held back.
@@ -178,7 +176,6 @@ impl Ring {
             news: false,
             chain,
             aside: Default::default(),
-            first: 0,
             spare: Vec::new(),
             counted: 0,
             held: Held::default(),
@@ -247,8 +244,10 @@ impl Ring {
         waits: &mut Waits,
         process: &mut impl FnMut(&Chain) -> Verdict,
     ) -> Result<usize, Fault> {
-        self.first ^= 1;
-        for direction in [self.first, self.first ^ 1] {
+        // Who has been held back for longer asks first, for there may be a limit that both share.
+        let since_ns = |direction: usize| self.aside[direction].since_ns.unwrap_or(u64::MAX);
+        let first = usize::from(since_ns(1) < since_ns(0));
+        for direction in [first, first ^ 1] {
             while left > 0 && !waits.directions[direction] {
                 let Some(chain) = self.aside[direction].chains.pop_front() else { break };
                 left -= 1;
@@ -258,7 +257,6 @@ impl Ring {
                     // The driver may have turned it round meanwhile: it keeps its place.
                     Verdict::Later(turned, wait) => {
                         waits.note(turned, wait);
-                        waits.directions[direction] = true;
                         let aside = &mut self.aside[direction];
                         aside.chains.push_front(chain);
                         aside.since_ns.get_or_insert(now_ns);

@@ -198,6 +198,29 @@ fn reads_pass_writes_that_wait_and_writes_go_at_their_rate() {
 }
 
 #[test]
+fn reads_and_writes_that_share_a_limit_take_turns_even_if_one_has_another_limit_of_its_own() {
+    let mut limits = Limits::iops(10);
+    limits.each[Quantity::IopsWrite as usize].rate = 6;
+    let mut rig = Rig::new(1, 0, &limits);
+    let went = |rig: &Rig, direction| rig.hand.went().iter().filter(|(_, of, _)| *of == direction).count();
+    let mut added = [0, 0];
+    for _ in 0..10_000 {
+        // Eight of each are always there.
+        for (direction, chain) in [(Direction::Read, READ), (Direction::Write, WRITING)] {
+            while added[direction as usize] < went(&rig, direction) + 8 {
+                rig.vrings[0].add(chain);
+                added[direction as usize] += 1;
+            }
+        }
+        rig.drive();
+        rig.guest.clock.fetch_add(MS, SeqCst);
+    }
+    let (reads, writes) = (went(&rig, Direction::Read), went(&rig, Direction::Write));
+    assert!((95..=101).contains(&(reads + writes)), "{reads} and {writes}");
+    assert!(reads.abs_diff(writes) <= 8, "{reads} and {writes}");
+}
+
+#[test]
 fn the_timer_goes_at_most_once_a_quantum() {
     let mut rig = Rig::new(1, 64, &Limits::iops(50_000));
     rig.run(10 * MS, 10_000);

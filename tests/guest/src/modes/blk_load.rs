@@ -10,11 +10,14 @@ use crate::virtio::blk::{self, Disk, F_RO, S_OK, SECTOR, T_IN, T_OUT};
 use crate::virtio::mmio::{F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::pool::Pool;
 use crate::words::Words;
+use core::fmt;
 
 /// Most disks under load at once: as many as a machine has slots.
 const MOST_DISKS: usize = 11;
-/// Most whole seconds counted by themselves.
+/// Most windows of time counted by themselves.
 const WINDOWS: usize = 3600;
+/// Times of completions in one line.
+const TIMES_A_LINE: usize = 16;
 /// Without any completion for this long, of time the processor ran, the load has failed.
 const SILENCE_NS: u64 = 30_000_000_000;
 
@@ -41,6 +44,9 @@ struct Plan {
     ns: Option<u64>,
     count: Option<u64>,
     windows: bool,
+    window_ticks: u64,
+    times: u64,
+    drain: bool,
 }
 
 impl Plan {
@@ -83,6 +89,9 @@ impl Plan {
             ns,
             count,
             windows: words.is("windows", "1"),
+            window_ticks: clock::to_ticks(words.number("window_ms", 1000).max(1) * 1_000_000),
+            times: words.number("times", 0),
+            drain: !words.is("drain", "off"),
         })
     }
 }
@@ -95,6 +104,8 @@ struct Lane {
     sent_at: &'static mut [u64],
     histogram: Histogram,
     windows: &'static mut [u32],
+    /// When the first completions were seen.
+    times: &'static mut [u64],
     in_flight: u64,
     sent: u64,
     done: u64,
@@ -126,6 +137,7 @@ impl Lane {
             sent_at: memory::table(plan.depth as usize, 0),
             histogram: Histogram::new(),
             windows: memory::table(if plan.windows { WINDOWS } else { 0 }, 0),
+            times: memory::table(plan.times as usize, 0),
             in_flight: 0,
             sent: 0,
             done: 0,
@@ -169,6 +181,9 @@ impl Lane {
         self.longest_gap = self.longest_gap.max(now - self.last);
         self.last = now;
         for _ in 0..waiting {
+            if let Some(time) = self.times.get_mut(self.done as usize) {
+                *time = now;
+            }
             let (slot, status) = self.pool.take()?;
             self.errors += u64::from(status != S_OK);
             self.histogram.add(clock::ns(now - self.sent_at[usize::from(slot)]));
@@ -179,8 +194,8 @@ impl Lane {
             }
         }
         if !self.windows.is_empty() {
-            let second = (clock::ns(now - begin) / 1_000_000_000) as usize;
-            if let Some(window) = self.windows.get_mut(second) {
+            let number = ((now - begin) / plan.window_ticks) as usize;
+            if let Some(window) = self.windows.get_mut(number) {
                 *window += u32::from(waiting);
             }
         }
@@ -198,7 +213,7 @@ impl Lane {
         let h = &self.histogram;
         say!(
             "load: disk={disk} op={} depth={} requests={} ns={ns} iops={iops} p50_ns={} p99_ns={} max_ns={} kicks={} \
-             errors={} longest_gap_ns={}",
+             errors={} longest_gap_ns={} in_flight={}",
             plan.name,
             plan.depth,
             self.done,
@@ -207,12 +222,32 @@ impl Lane {
             h.max(),
             self.kicks,
             self.errors,
-            clock::ns(self.longest_gap)
+            clock::ns(self.longest_gap),
+            self.in_flight
         );
-        let seconds = ns.div_ceil(1_000_000_000) as usize;
-        for (second, requests) in self.windows.iter().take(seconds).enumerate() {
-            say!("window: disk={disk} second={second} requests={requests}");
+        let windows = (self.last - begin) / plan.window_ticks + 1;
+        // A window of another length goes by its number.
+        let unit = if plan.window_ticks == clock::to_ticks(1_000_000_000) { "second" } else { "window" };
+        for (number, requests) in self.windows.iter().take(windows as usize).enumerate() {
+            say!("window: disk={disk} {unit}={number} requests={requests}");
         }
+        let seen = (self.done as usize).min(self.times.len());
+        for (line, times) in self.times[..seen].chunks(TIMES_A_LINE).enumerate() {
+            say!("times: disk={disk} from={} us={}", line * TIMES_A_LINE, Times(times, begin));
+        }
+    }
+}
+
+/// Times since the beginning in microseconds, with commas.
+struct Times<'a>(&'a [u64], u64);
+
+impl fmt::Display for Times<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, time) in self.0.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            write!(f, "{comma}{}", clock::ns(time - self.1) / 1000)?;
+        }
+        Ok(())
     }
 }
 
@@ -236,7 +271,8 @@ pub fn run(words: Words) -> Outcome {
     }
 }
 
-/// Keeps all lanes busy until the time is over or the count is reached; returns when it began, in ticks.
+/// Keeps all lanes busy until the time is over or the count is reached, and unless told otherwise until the last request
+/// is back; returns when it began, in ticks.
 fn load(lanes: &mut [Option<Lane>], plan: &Plan) -> Outcome<u64> {
     let begin = cpu::ticks();
     let end = plan.ns.map_or(u64::MAX, |ns| begin + clock::to_ticks(ns));
@@ -262,7 +298,10 @@ fn load(lanes: &mut [Option<Lane>], plan: &Plan) -> Outcome<u64> {
             }
             in_flight += lane.in_flight;
         }
-        if in_flight == 0 {
+        if in_flight == 0 || !goes_on && !plan.drain {
+            for lane in lanes.iter_mut().flatten().filter(|lane| lane.in_flight != 0) {
+                lane.longest_gap = lane.longest_gap.max(cpu::ticks() - lane.last);
+            }
             return Ok(begin);
         }
         core::hint::spin_loop();
