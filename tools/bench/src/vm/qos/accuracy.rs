@@ -144,7 +144,8 @@ fn first_requests(programs: &Programs, monitor: Monitor, file: &Path) -> Result<
     let ms = picture::SECONDS * 1000;
     let words = format!("times={}", 2 * picture::SECONDS * picture::IOPS);
     let load = load(programs, monitor, vec![drive(monitor, file, picture::IOPS)], ms, &words)?;
-    let times = load.lines.iter().filter(|line| line.starts_with("times: ")).flat_map(|line| line.split([' ', ',']));
-    let times = times.filter_map(|word| word.parse::<f64>().ok()).map(|ns| ns / 1e9);
+    let times = load.lines.iter().filter_map(|line| line.strip_prefix("times: ")?.split_once(" us="));
+    let times =
+        times.flat_map(|(_, times)| times.split(',')).filter_map(|us| us.parse::<f64>().ok()).map(|us| us / 1e6);
     Ok(times.zip(1..).map(|(s, done)| (s, f64::from(done) - s * picture::IOPS as f64)).collect())
 }
