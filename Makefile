@@ -1,6 +1,7 @@
 # Everything one does here, a word each. The work itself is in cargo and in tools/.
 #
-# make boot takes CPUS, MEM, DRIVE, APPEND, KERNEL and INITRD; make bench takes BENCH, its arguments.
+# make boot takes CPUS, MEM, DRIVE, APPEND, KERNEL and INITRD; make bench takes BENCH, its arguments, and make bench-qos
+# QOS, its part.
 
 CPUS ?= 1
 MEM ?= 256M
@@ -8,7 +9,7 @@ export CPUS MEM DRIVE APPEND KERNEL INITRD
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build guest linux boot test lint bench bench-nested doc clean
+.PHONY: help deps build guest linux boot test lint bench bench-qos bench-nested doc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
@@ -47,6 +48,12 @@ bench: ## measure ours beside QEMU, print the tables of docs/performance.md [BEN
 	@cargo build --release
 	@cargo build --release --manifest-path tests/guest/Cargo.toml
 	@cargo run --release --manifest-path tools/bench/Cargo.toml -- $(BENCH)
+
+bench-qos: ## measure the limits of disks beside QEMU's, draw docs/img/qos.svg: about six minutes [QOS=accuracy|cost|isolation]
+	@tools/deps build bench
+	@cargo build --release
+	@cargo build --release --manifest-path tests/guest/Cargo.toml
+	@cargo run --release --manifest-path tools/bench/Cargo.toml -- qos $(QOS)
 
 bench-nested: ## measure the boot of Debian's kernel in the nested host, by a clock that counts instructions
 	@tools/deps build linux bench

@@ -12,7 +12,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: loopvisor-bench all|boot|memory|disk|qmp|nested|loop [dispatch|post|lateness]";
+const USAGE: &str = "usage: loopvisor-bench all|boot|memory|disk|qmp|nested|qos [accuracy|cost|isolation]|loop [dispatch|post|lateness]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +48,14 @@ fn run(words: &[&str]) -> vm::Result<bool> {
         ["loop", "post"] => post::report(),
         ["loop", "lateness"] => lateness::report(),
         [part] if vm::PARTS.contains(&part) || part == "nested" => {
+            vm::header();
+            vm::report(&[part])?;
+        }
+        ["qos"] => {
+            vm::header();
+            vm::report(&vm::QOS_PARTS)?;
+        }
+        ["qos", part] if vm::QOS_PARTS.contains(&part) => {
             vm::header();
             vm::report(&[part])?;
         }

@@ -13,6 +13,7 @@ mod process;
 mod programs;
 mod qmp;
 mod qmp_client;
+mod qos;
 mod running;
 mod scratch;
 mod stopwatch;
@@ -29,8 +30,9 @@ pub use stopwatch::run as stopwatch;
 /// Every error here ends the run and is a sentence for whoever started it.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What `all` measures; `nested` takes minutes and is asked for by name.
+/// What `all` measures; `nested` and the parts of `qos` take minutes and are asked for by name.
 pub const PARTS: [&str; 4] = ["boot", "memory", "disk", "qmp"];
+pub use qos::PARTS as QOS_PARTS;
 
 /// Above this load average others are using the processors, and the figures are theirs too.
 const QUIET_LOAD: f64 = 0.5;
@@ -45,7 +47,8 @@ pub fn report(parts: &[&str]) -> Result<()> {
             "memory" => memory::report(&programs)?,
             "disk" => disk::report(&programs)?,
             "qmp" => qmp::report(&programs)?,
-            _ => nested::report(&programs)?,
+            "nested" => nested::report(&programs)?,
+            _ => qos::report(&programs, part)?,
         });
     }
     target::print(&figures);

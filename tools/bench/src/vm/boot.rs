@@ -24,9 +24,9 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let scratch = Scratch::new("/dev/shm")?;
     let file = scratch.image("disk")?;
     let bare = Machine { words: "mode=hello".to_owned(), ..Machine::default() };
-    let disk = |iothread| Drive { file: file.clone(), cache: Cache::Cached, read_only: true, iothread };
-    let disk_only = Machine { drives: vec![disk(false)], ..bare.clone() };
-    let full = Machine { drives: vec![disk(true)], qmp: Some(scratch.path("qmp")), ..bare.clone() };
+    let disk = |iothread| Drive { file: file.clone(), cache: Cache::Cached, read_only: true, iothread, iops: 0 };
+    let disk_only = Machine { drives: vec![disk(None)], ..bare.clone() };
+    let full = Machine { drives: vec![disk(Some(0))], qmp: Some(scratch.path("qmp")), ..bare.clone() };
     let contestants = [
         ("floor (no device)", Monitor::Floor, &bare),
         ("loopvisor", Monitor::Loopvisor, &disk_only),

@@ -168,12 +168,9 @@ fn compare(programs: &Programs, cases: &[Case], contestants: &[Contestant], tabl
 fn measure(programs: &Programs, monitor: Monitor, case: &Case) -> Result<Sample> {
     let words = format!("mode=blk-load op={} depth={} ms={LOAD_MS} end=hang", case.operation, case.depth);
     let read_only = case.operation == "read";
-    // On tmpfs QEMU does better with native AIO than through any thread.
-    let cache = match monitor {
-        Monitor::Qemu if case.file.starts_with("/dev/shm") => Cache::Direct,
-        _ => case.cache,
-    };
-    let drive = Drive { file: case.file.clone(), cache, read_only, iothread: case.iothread };
+    let cache = if case.file.starts_with("/dev/shm") { monitor.way_to_tmpfs() } else { case.cache };
+    let iothread = case.iothread.then_some(0);
+    let drive = Drive { file: case.file.clone(), cache, read_only, iothread, iops: 0 };
     let machine = Machine { words, drives: vec![drive], qmp: None };
     let mut running = Running::start(monitor.command(programs, &machine))?;
     running.line("load: begin")?;

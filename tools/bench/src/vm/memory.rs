@@ -29,7 +29,8 @@ struct Cost {
 
 pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let scratch = Scratch::new("/dev/shm")?;
-    let drive = Drive { file: scratch.image("disk")?, cache: Cache::Cached, read_only: true, iothread: true };
+    let drive =
+        Drive { file: scratch.image("disk")?, cache: Cache::Cached, read_only: true, iothread: Some(0), iops: 0 };
     // Both idle at the same time, which costs neither anything.
     let mut running = Vec::new();
     for monitor in [Monitor::Loopvisor, Monitor::Qemu] {

@@ -1,5 +1,6 @@
 //! One description of a machine, and the command line by which each monitor is asked for it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,8 +35,10 @@ pub struct Drive {
     pub file: PathBuf,
     pub cache: Cache,
     pub read_only: bool,
-    /// Has an iothread of its own.
-    pub iothread: bool,
+    /// The number of the iothread that serves it, which others may share; the main thread if none.
+    pub iothread: Option<usize>,
+    /// Requests a second that it is limited to; zero is no limit.
+    pub iops: u64,
 }
 
 /// What is asked for: one vCPU, 256 MiB, the serial port on standard input and output.
@@ -47,6 +50,13 @@ pub struct Machine {
     pub qmp: Option<PathBuf>,
 }
 
+impl Machine {
+    /// The numbers of the iothreads that its drives name.
+    fn iothreads(&self) -> BTreeSet<usize> {
+        self.drives.iter().filter_map(|drive| drive.iothread).collect()
+    }
+}
+
 impl Monitor {
     /// How it is called in the tables.
     pub fn name(self) -> &'static str {
@@ -55,6 +65,11 @@ impl Monitor {
             Monitor::Loopvisor => "loopvisor",
             Monitor::Qemu => "QEMU",
         }
+    }
+
+    /// Its fastest way to a file on tmpfs: QEMU does better with native AIO than through any thread.
+    pub fn way_to_tmpfs(self) -> Cache {
+        if self == Monitor::Qemu { Cache::Direct } else { Cache::Cached }
     }
 
     /// The command that runs `machine`. The floor has no devices.
@@ -80,12 +95,17 @@ fn loopvisor(programs: &Programs, machine: &Machine) -> Command {
     command.env("RUST_LOG", "warn");
     command.arg("-m").arg(format!("{MEMORY_MIB}M")).arg("-kernel").arg(&programs.guest);
     command.args(["-append", &machine.words, "-serial", "stdio"]);
+    for number in machine.iothreads() {
+        command.arg("-iothread").arg(format!("id=io{number}"));
+    }
     for (i, drive) in machine.drives.iter().enumerate() {
         let direct = on(drive.cache == Cache::Direct);
         let mut text = format!("id=d{i},file={},readonly={},direct={direct}", show(&drive.file), on(drive.read_only));
-        if drive.iothread {
-            command.arg("-iothread").arg(format!("id=io{i}"));
-            text += &format!(",iothread=io{i}");
+        if let Some(number) = drive.iothread {
+            text += &format!(",iothread=io{number}");
+        }
+        if drive.iops != 0 {
+            text += &format!(",iops={}", drive.iops);
         }
         command.arg("-drive").arg(text);
     }
@@ -117,6 +137,9 @@ fn qemu(programs: &Programs, machine: &Machine) -> Command {
     ]);
     command.arg("-m").arg(MEMORY_MIB.to_string()).arg("-kernel").arg(&programs.guest);
     command.args(["-append", &machine.words]);
+    for number in machine.iothreads() {
+        command.arg("-object").arg(format!("iothread,id=io{number}"));
+    }
     for (i, drive) in machine.drives.iter().enumerate() {
         // Its fastest of each kind.
         let way = match drive.cache {
@@ -125,11 +148,14 @@ fn qemu(programs: &Programs, machine: &Machine) -> Command {
         };
         let file = show(&drive.file);
         let read_only = on(drive.read_only);
-        command.arg("-drive").arg(format!("id=d{i},if=none,format=raw,file={file},readonly={read_only},{way}"));
+        let mut text = format!("id=d{i},if=none,format=raw,file={file},readonly={read_only},{way}");
+        if drive.iops != 0 {
+            text += &format!(",throttling.iops-total={}", drive.iops);
+        }
+        command.arg("-drive").arg(text);
         let mut device = format!("virtio-blk-device,drive=d{i}");
-        if drive.iothread {
-            command.arg("-object").arg(format!("iothread,id=io{i}"));
-            device += &format!(",iothread=io{i}");
+        if let Some(number) = drive.iothread {
+            device += &format!(",iothread=io{number}");
         }
         command.arg("-device").arg(device);
     }

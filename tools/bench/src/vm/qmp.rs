@@ -26,7 +26,7 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let drives: Vec<Drive> = (0..8)
         .map(|i| {
             let file = scratch.image(&format!("disk{i}"))?;
-            Ok(Drive { file, cache: Cache::Cached, read_only: true, iothread: true })
+            Ok(Drive { file, cache: Cache::Cached, read_only: true, iothread: Some(i), iops: 0 })
         })
         .collect::<Result<_>>()?;
     let mut table = Table::new(&["", "", "p50 us", "p99 us", "p99 to idle's"]);

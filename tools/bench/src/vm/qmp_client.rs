@@ -39,14 +39,23 @@ impl Client {
 
     /// Sends a command, a line, and waits for its answer; how long that took. Events in between are part of it.
     pub fn ask(&mut self, command: &str) -> Result<Duration> {
+        Ok(self.exchange(command)?.0)
+    }
+
+    /// Sends a command, a line; its answer.
+    pub fn answer(&mut self, command: &str) -> Result<Value> {
+        Ok(self.exchange(command)?.1)
+    }
+
+    fn exchange(&mut self, command: &str) -> Result<(Duration, Value)> {
         let began = Instant::now();
         self.stream.write_all(command.as_bytes())?;
         loop {
             self.receive()?;
             let took = began.elapsed();
-            let answer: Value = serde_json::from_str(&self.line)?;
-            if answer.get("return").is_some() {
-                return Ok(took);
+            let mut answer: Value = serde_json::from_str(&self.line)?;
+            if let Some(value) = answer.get_mut("return") {
+                return Ok((took, value.take()));
             }
             if let Some(error) = answer.get("error") {
                 return Err(format!("{}: {error}", command.trim()).into());

@@ -55,15 +55,22 @@ impl Running {
 
     /// Reads lines up to the first that begins with `start`, and returns that one.
     pub fn line(&mut self, start: &str) -> Result<String> {
+        self.lines(start)?.pop().ok_or_else(|| "no line".into())
+    }
+
+    /// Reads lines up to the first that begins with `start`, and returns all of them.
+    pub fn lines(&mut self, start: &str) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
         loop {
             while let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line).trim().to_owned();
-                if line.starts_with(start) {
-                    return Ok(line);
-                }
                 if line.starts_with("guest: FAILED") {
                     return Err(format!("process {}: {line}", self.pid()).into());
+                }
+                lines.push(line);
+                if lines.last().is_some_and(|line| line.starts_with(start)) {
+                    return Ok(lines);
                 }
             }
             if !self.fetch()? {

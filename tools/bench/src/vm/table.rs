@@ -36,3 +36,8 @@ pub fn median(samples: &[f64]) -> f64 {
 pub fn least(samples: &[f64]) -> f64 {
     samples.iter().copied().fold(f64::INFINITY, f64::min)
 }
+
+/// The greatest of the samples.
+pub fn greatest(samples: &[f64]) -> f64 {
+    samples.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+}
