@@ -13,28 +13,26 @@ use crate::qos::{Limit, Limits, Spelling};
 
 /// Has the drive that `asked` names, and all of its group, limited as it says.
 pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Result<Value>>) {
-    let (id, limits) = match plan(asked, drives) {
+    let (place, limits) = match plan(asked, drives) {
         Ok(plan) => plan,
         Err(error) => return done.end(Err(error)),
     };
-    let Some(drive) = drives.iter().find(|drive| drive.spec.id == id) else { return };
-    let (group, orders) = (drive.spec.group.clone(), drive.orders.clone());
-    // What `query-block` says from here on; who asks it after this answer finds it true.
-    for drive in drives.iter_mut() {
-        if drive.spec.id == id || group.is_some() && drive.spec.group == group {
-            drive.limits = limits;
-        }
-    }
+    let (id, group, orders) = (drives[place].spec.id.clone(), drives[place].spec.group.clone(), &drives[place].orders);
     let set = Done::posted(move |set: std::result::Result<(), Lost>| {
         let gone = |Lost| Error::new(Kind::NotActive, format!("Device '{id}' has failed and is not served any more"));
         done.end(set.map(|()| json!({})).map_err(gone));
     });
     // A drive that is gone drops the slip, which is posted all the same.
     let _ = orders.send(SetLimits { limits, done: set });
+    // What `query-block` says from here on; who asks after the answer finds it true.
+    drives[place].limits = limits;
+    for drive in drives.iter_mut().filter(|drive| group.is_some() && drive.spec.group == group) {
+        drive.limits = limits;
+    }
 }
 
-/// Whose limits become which.
-fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(String, Limits)> {
+/// Whose limits become which: the drive's place.
+fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
     let id = match (&asked.id, &asked.device) {
         (Some(id), Some(device)) if id != device => {
             return Err(Error::usage(format!("Parameters 'id' and 'device' name two drives, '{id}' and '{device}'")));
@@ -44,8 +42,9 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(String, Limits)> {
             return Err(Error::usage("Parameter 'id' is missing: the drive's id; accepted as 'device' too"));
         }
     };
-    let drive = drives.iter().find(|drive| drive.spec.id == *id);
-    let drive = drive.ok_or_else(|| Error::new(Kind::NotFound, format!("Device '{id}' not found")))?;
+    let place = drives.iter().position(|drive| drive.spec.id == *id);
+    let place = place.ok_or_else(|| Error::new(Kind::NotFound, format!("Device '{id}' not found")))?;
+    let drive = &drives[place];
     if asked.group.is_some() && asked.group != drive.spec.group {
         let now = drive.spec.group.as_ref().map_or("none".to_owned(), |group| format!("'{group}'"));
         return Err(Error::usage(format!(
@@ -54,7 +53,7 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(String, Limits)> {
     }
     let limits = merge(asked, &drive.limits);
     limits.check(Spelling::Qmp).map_err(|refusal| Error::usage(format!("Parameter {refusal}")))?;
-    Ok((id.clone(), limits))
+    Ok((place, limits))
 }
 
 /// `limits` with what is asked. The order of the six is that of [`crate::qos::Quantity`].

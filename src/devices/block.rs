@@ -5,10 +5,11 @@
 //! where it has no place for a status. Runs in the loop of the drive's iothread, or main's.
 
 mod counters;
+mod throttle;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -21,13 +22,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
-use crate::event::{Cx, Done, Receiver, Sender, channel};
+use crate::event::{Cx, Receiver, Sender, channel};
 use crate::memory::GuestRam;
-use crate::qos::{Bucket, Direction, Group, Limits, Request as Asked, Wait};
 use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict};
-
 use counters::add;
+use throttle::{MALFORMED, cost};
+
 pub use counters::{BlockCounters, Kind};
+pub use throttle::{SetLimits, Throttle};
 
 /// Descriptors of the one queue: the original's number, and enough for any driver's depth.
 const QUEUE_SIZE: u16 = 256;
@@ -55,44 +57,6 @@ pub struct IoFailure {
 
 /// Where failures are told.
 pub type FailureReport = Box<dyn FnMut(IoFailure) + Send>;
-
-/// Other limits for a drive, and for all of its group if it has one; the slip is ended when they hold.
-pub struct SetLimits {
-    /// The limits, checked.
-    pub limits: Limits,
-    /// The reply slip.
-    pub done: Done<()>,
-}
-
-/// What limits a drive. It outlives what the driver and the operator do to the device: no reset, no pause and no change
-/// of the limits earns anything.
-pub enum Throttle {
-    /// A bucket of its own.
-    Own(Bucket),
-    /// One that it shares: whose, and its number there. The lock is held for a question, by threads of which there is
-    /// one, for the drives of a group live in one loop: it is never waited for (invariant I1).
-    Shared(Arc<Mutex<Group>>, usize),
-}
-
-impl Throttle {
-    fn ask(&mut self, now_ns: u64, asked: &Asked) -> std::result::Result<(), Wait> {
-        match self {
-            Throttle::Own(bucket) => bucket.ask(now_ns, asked),
-            Throttle::Shared(group, member) => {
-                group.lock().unwrap_or_else(PoisonError::into_inner).ask(*member, now_ns, asked)
-            }
-        }
-    }
-
-    fn set(&mut self, now_ns: u64, limits: &Limits) {
-        match self {
-            Throttle::Own(bucket) => bucket.set(now_ns, limits),
-            Throttle::Shared(group, _) => {
-                group.lock().unwrap_or_else(PoisonError::into_inner).set(now_ns, limits);
-            }
-        }
-    }
-}
 
 /// One drive.
 pub struct Block {
@@ -357,23 +321,6 @@ impl Table {
             }
             Err(_) => 0,
         }
-    }
-}
-
-/// What a request that makes no sense counts as: one like any other, for a guest is not to spin for free.
-const MALFORMED: Asked = Asked { direction: Direction::Read, size: 0, moved: 0 };
-
-/// What a request counts as (docs/qos.md); none if it is free.
-fn cost(translated: &std::result::Result<Work<'_>, Aside>) -> Option<Asked> {
-    match *translated {
-        Ok((Op::Read { .. }, _, bytes)) => Some(Asked::new(Direction::Read, bytes.into())),
-        Ok((Op::Write { .. }, _, bytes)) => Some(Asked::new(Direction::Write, bytes.into())),
-        Ok((Op::WriteZeroes { len, .. }, ..)) => Some(Asked::new(Direction::Write, len)),
-        Ok((Op::Discard { len, .. }, ..)) => Some(Asked { direction: Direction::Write, size: len, moved: 0 }),
-        // What a guest needs to keep its data, or asks once.
-        Ok((Op::Flush, ..)) | Err(Aside::Answer(VIRTIO_BLK_S_OK, _)) => None,
-        Err(Aside::Invalid(Kind::Write | Kind::Unmap, _)) => Some(Asked { direction: Direction::Write, ..MALFORMED }),
-        Err(Aside::Answer(..) | Aside::Invalid(..)) => Some(MALFORMED),
     }
 }
 

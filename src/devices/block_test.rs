@@ -8,8 +8,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::spec::{Access, Aio, Cache, DriveSpec};
+use crate::event::Done;
 use crate::event::Wait;
-use crate::qos::Quantity;
+use crate::qos::{Bucket, Limits, Quantity};
 use crate::virtio::testing::*;
 
 /// Where a request's parts lie; the data lies at `DATA`.

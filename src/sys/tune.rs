@@ -1,6 +1,6 @@
 //! What the process asks of its allocator, of signals and of the scheduler.
 //!
-//! Wishes, not needs: a kernel that refuses one costs speed and nothing else. Main thread.
+//! Wishes, not needs: a kernel that refuses one costs speed and nothing else. Main thread, and `short_slice` iothreads.
 
 /// One heap for all threads. Nothing allocates on the path of a request, so the threads do not contend for it, and a
 /// heap of its own would cost each thread 128 MiB of address space and two dirty pages.
@@ -32,8 +32,9 @@ struct SchedAttr {
 const SLICE_NS: u64 = 100_000;
 
 /// Short turns for the calling thread, which it needs soon when it wakes and gives up early: the main loop, which must
-/// answer while more iothreads and vCPUs are running than there are processors. The kernel's fair scheduler takes a
-/// wish for a slice from version 6.12 on; its share of time stays what it was.
+/// answer while more iothreads and vCPUs are running than there are processors, and the iothreads, whose disks lose what a
+/// limit owes them when its timer is late. The kernel's fair scheduler takes a wish for a slice from version 6.12 on; its
+/// share of time stays what it was.
 pub fn short_slice() {
     // SAFETY: neither call touches memory; 0 is the calling thread.
     let (policy, nice) = unsafe { (libc::sched_getscheduler(0), libc::getpriority(libc::PRIO_PROCESS, 0)) };
