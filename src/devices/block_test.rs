@@ -476,8 +476,13 @@ impl Rig {
 
     /// How long a read of a sector has to wait, in quarters of a second.
     fn next_read_waits(&mut self) -> u64 {
-        self.put_header(VIRTIO_BLK_T_IN, 0);
-        let head = self.vring.add(&[Desc::readable(HEADER, 16), Desc::writable(DATA, 512), Desc::writable(STATUS, 1)]);
+        self.waits(VIRTIO_BLK_T_IN, Desc::writable(DATA, 512))
+    }
+
+    /// The same of another request for one sector.
+    fn waits(&mut self, kind: u32, data: Desc) -> u64 {
+        self.put_header(kind, 0);
+        let head = self.vring.add(&[Desc::readable(HEADER, 16), data, Desc::writable(STATUS, 1)]);
         self.guest.run(0);
         for quarters in 0..100 {
             if let Some(&(used, _)) = self.vring.take_used().first() {
@@ -535,6 +540,10 @@ fn each_kind_of_request_counts_for_the_limits_as_the_page_on_them_says() {
         request(&mut rig);
         assert_eq!(rig.next_read_waits(), 0, "{name}");
     }
+    // ... and a write that makes no sense is a write.
+    rig.pass(3_600_000);
+    assert_eq!(rig.request(VIRTIO_BLK_T_OUT, SECTORS, &[Desc::readable(DATA, 512)]), (1, IOERR));
+    assert!((4..=5).contains(&rig.waits(VIRTIO_BLK_T_OUT, Desc::readable(DATA, 512))));
 }
 
 #[test]
