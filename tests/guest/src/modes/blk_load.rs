@@ -47,6 +47,7 @@ struct Plan {
     window_ticks: u64,
     times: u64,
     drain: bool,
+    look_ticks: u64,
 }
 
 impl Plan {
@@ -92,6 +93,7 @@ impl Plan {
             window_ticks: clock::to_ticks(words.number("window_ms", 1000).max(1) * 1_000_000),
             times: words.number("times", 0),
             drain: !words.is("drain", "off"),
+            look_ticks: clock::to_ticks(words.number("look_us", 0) * 1000),
         })
     }
 }
@@ -277,6 +279,7 @@ fn load(lanes: &mut [Option<Lane>], plan: &Plan) -> Outcome<u64> {
     let begin = cpu::ticks();
     let end = plan.ns.map_or(u64::MAX, |ns| begin + clock::to_ticks(ns));
     let silence = clock::to_ticks(SILENCE_NS);
+    let mut look = begin;
     for lane in lanes.iter_mut().flatten() {
         lane.last = begin;
         for slot in 0..lane.pool.depth() {
@@ -287,6 +290,13 @@ fn load(lanes: &mut [Option<Lane>], plan: &Plan) -> Outcome<u64> {
         lane.kick();
     }
     loop {
+        if plan.look_ticks != 0 {
+            // Looks that were missed are not made up for.
+            look = cpu::ticks().max(look + plan.look_ticks);
+            while cpu::ticks() < look {
+                core::hint::spin_loop();
+            }
+        }
         let goes_on = cpu::ticks() < end;
         let mut in_flight = 0;
         for lane in lanes.iter_mut().flatten() {

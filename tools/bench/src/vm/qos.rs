@@ -13,7 +13,7 @@ use std::path::Path;
 
 use super::Result;
 use super::monitor::{Drive, Machine, Monitor};
-use super::process;
+use super::process::{self, Used};
 use super::programs::Programs;
 use super::running::Running;
 use super::target::Figure;
@@ -39,15 +39,16 @@ fn drive(monitor: Monitor, file: &Path, iops: u64) -> Drive {
 
 /// What a run of the guest's load gave.
 struct Load {
-    /// Processor time of the monitor's threads but the vCPU while it ran.
-    cpu_ns: u64,
+    /// By the monitor's threads but the vCPU, while it ran.
+    used: Used,
     /// What the guest said about it.
     lines: Vec<String>,
 }
 
-/// One run of the guest's load for `ms`, with more `words` about it. What is in flight at its end is left alone.
+/// One run of the guest's load for `ms`, with more `words` about it; 32 in flight if they say nothing else. What is in
+/// flight at its end is left alone.
 fn load(programs: &Programs, monitor: Monitor, drives: Vec<Drive>, ms: u64, words: &str) -> Result<Load> {
-    let words = format!("mode=blk-load depth=32 ms={ms} drain=off end=hang {words}");
+    let words = format!("mode=blk-load ms={ms} drain=off end=hang {words}");
     let machine = Machine { words, drives, qmp: None };
     let mut running = Running::start(monitor.command(programs, &machine))?;
     running.line("load: begin")?;
@@ -56,5 +57,5 @@ fn load(programs: &Programs, monitor: Monitor, drives: Vec<Drive>, ms: u64, word
     let after = process::used(running.pid())?;
     lines.extend(running.lines("guest: ok")?);
     running.kill()?;
-    Ok(Load { cpu_ns: after.cpu_ns - before.cpu_ns, lines })
+    Ok(Load { used: Used { cpu_ns: after.cpu_ns - before.cpu_ns, sleeps: after.sleeps - before.sleeps }, lines })
 }

@@ -135,7 +135,7 @@ fn measure(programs: &Programs, monitor: Monitor, file: &Path, asked: u64) -> Re
             }
         }
     }
-    let cpu_share = load.cpu_ns as f64 / (ms as f64 * 1e4);
+    let cpu_share = load.used.cpu_ns as f64 / (ms as f64 * 1e4);
     Ok(Sample { asked, requests, seconds, longest_gap_ms, cpu_share })
 }
 

@@ -1,7 +1,8 @@
 //! What a limit costs: processor time of the monitor with it, less that of the same number of requests without.
 //!
 //! The limit comes and goes by QMP while the guest's load goes on, so that one process is compared with itself. Each
-//! stretch with a limit is compared with the mean of those before and after it, which have none.
+//! stretch with a limit is compared with the mean of those before and after it, which have none. Beside them stands a
+//! guest that sends as many by itself, in the batches in which the timer would serve them.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -12,17 +13,19 @@ use super::super::monitor::{Machine, Monitor};
 use super::super::process;
 use super::super::programs::Programs;
 use super::super::qmp_client::Client;
-use super::super::running::Running;
+use super::super::running::{Running, number};
 use super::super::scratch::Scratch;
 use super::super::table::{Table, median};
 use super::super::target::{Figure, Limit};
-use super::{MONITORS, drive};
+use super::{MONITORS, drive, load};
 use crate::stats::percentile;
 
 const ROUNDS: usize = 7;
 /// One that the disk cannot reach, so that only the questions to the bucket cost anything; and one that holds most
 /// requests back, so that the timer costs too.
 const LIMITS: [u64; 2] = [1_000_000, 20_000];
+/// What a guest does that sends as many as the second limit by itself: so many at once, so often.
+const PACED: &str = "depth=10 look_us=500";
 /// After a change, before anything is counted.
 const SETTLE: Duration = Duration::from_millis(200);
 const WATCHED: Duration = Duration::from_millis(1500);
@@ -58,19 +61,28 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let file = scratch.image("disk")?;
     // For each monitor and limit a pair a round.
     let mut pairs = MONITORS.map(|_| LIMITS.map(|_| Vec::new()));
+    let mut paced = MONITORS.map(|_| Vec::new());
     for _ in 0..ROUNDS {
-        for (monitor, pairs) in MONITORS.into_iter().zip(&mut pairs) {
+        for ((monitor, pairs), paced) in MONITORS.into_iter().zip(&mut pairs).zip(&mut paced) {
             for (pair, pairs) in measure(programs, monitor, &file, &scratch.path("qmp"))?.into_iter().zip(pairs) {
                 pairs.push(pair);
             }
+            paced.push(by_itself(programs, monitor, &file)?);
         }
     }
-    print(&pairs);
+    print(&pairs, &paced);
     let figure = |name: &str, limit: usize| {
         let share = |monitor: usize| of(&pairs[monitor][limit], Pair::share);
         Figure::new(format!("cost of a limit of {name}, % of a core"), share(0), share(1), Limit::AtMost(1.0))
     };
-    Ok(vec![figure("1,000,000", 0), figure("20,000", 1)])
+    let beside = |monitor: usize| {
+        let by_itself =
+            median(&paced[monitor].iter().map(|stretch| stretch.cpu_us / stretch.requests).collect::<Vec<_>>());
+        of(&pairs[monitor][1], |pair| (pair.limited.cpu_us - pair.limited.requests * by_itself) / 1e4)
+    };
+    let name = "cost of a limit of 20,000 beside a guest that sends as many, % of a core";
+    let beside = Figure::new(name, beside(0), beside(1), Limit::AtMost(1.0));
+    Ok(vec![figure("1,000,000", 0), figure("20,000", 1), beside])
 }
 
 /// The median of what `read` says of each pair.
@@ -78,7 +90,7 @@ fn of(pairs: &[Pair], read: impl Fn(&Pair) -> f64) -> f64 {
     median(&pairs.iter().map(read).collect::<Vec<_>>())
 }
 
-fn print(pairs: &[[Vec<Pair>; 2]]) {
+fn print(pairs: &[[Vec<Pair>; 2]; 2], paced: &[Vec<Stretch>; 2]) {
     let mut table = Table::new(&[
         "limit",
         "",
@@ -111,11 +123,26 @@ fn print(pairs: &[[Vec<Pair>; 2]]) {
             ]);
         }
     }
+    for (monitor, paced) in MONITORS.into_iter().zip(paced) {
+        let of = |read: fn(&Stretch) -> f64| median(&paced.iter().map(read).collect::<Vec<_>>());
+        let cells = [
+            "none: the guest sends as many".to_owned(),
+            monitor.name().to_owned(),
+            format!("{:.0}", of(|stretch| stretch.requests)),
+            "-".to_owned(),
+            format!("{:.2}", of(|stretch| stretch.cpu_us / 1e4)),
+            format!("{:.3}", of(|stretch| stretch.cpu_us / stretch.requests)),
+            "-".to_owned(),
+            format!("{:.0}", of(|stretch| stretch.wakes)),
+        ];
+        table.row(cells.into_iter().chain(["-".to_owned(), "-".to_owned()]));
+    }
     table.print(&format!(
         "What a limit costs: the processor time of all threads but the vCPU with it, less the time that as many requests \
          take without it, each at depth 32 in the same running machine, {} s at a time, beside the mean of those before \
-         and after; medians of {ROUNDS}. At 20,000 this is the most that can be said: without a limit no request waits \
-         for a wake-up, and a guest that sent 20,000 a second by itself would cause them too.",
+         and after; medians of {ROUNDS}. At 20,000 that includes the wake-ups, which no request needs without a limit as \
+         long as the load never rests; what a guest costs that sends ten each half a millisecond by itself is in the last \
+         rows.",
         WATCHED.as_secs_f64()
     ));
 }
@@ -144,6 +171,18 @@ fn measure(programs: &Programs, monitor: Monitor, file: &Path, qmp: &Path) -> Re
     running.kill()?;
     let _ = std::fs::remove_file(qmp);
     Ok(pairs)
+}
+
+/// A machine without a limit whose guest sends no more than the limit would let through.
+fn by_itself(programs: &Programs, monitor: Monitor, file: &Path) -> Result<Stretch> {
+    let load = load(programs, monitor, vec![drive(monitor, file, 0)], WATCHED.as_millis() as u64, PACED)?;
+    let requests = number(load.lines.first().ok_or("the guest said nothing")?, "requests")?;
+    let seconds = WATCHED.as_secs_f64();
+    Ok(Stretch {
+        requests: requests / seconds,
+        cpu_us: load.used.cpu_ns as f64 / 1e3 / seconds,
+        wakes: load.used.sleeps as f64 / seconds,
+    })
 }
 
 /// Sets the limit and looks at a stretch of it.

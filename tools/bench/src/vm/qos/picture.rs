@@ -75,7 +75,7 @@ fn draw(errors: &[Vec<Point>; 2], ahead: &[Vec<Point>; 2]) -> String {
         y: linear("requests done, more or less than due", ahead, 2.0),
         ..errors_panel
     };
-    ahead_panel.frame(&mut svg, &format!("The first {SECONDS} s at {IOPS} a second, request by request"));
+    ahead_panel.frame(&mut svg, &format!("Each request of {SECONDS} s at {IOPS} a second"));
     ahead_panel.ideal(&mut svg, 0.0);
     for (points, style) in ahead.iter().zip(STYLES) {
         ahead_panel.series(&mut svg, points, Style { radius: style.radius * 0.3, ..style }, false);
