@@ -37,6 +37,7 @@ pub const MAX_LATENESS_NS: u64 = 8_000_000;
 /// Who comes later than this was not kept by the host: the machine was paused, or the driver began anew. It has been idle.
 const ABSENCE_NS: u64 = 100_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
+
 /// Which way the data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost};
 use crate::machine::Drive;
 use crate::qmp::block::BlockIOThrottle;
-use crate::qos::{Limit, Limits, Spelling};
+use crate::qos::{Limit, Limits, Quantity, Spelling};
 
 /// Has the drive that `asked` names, and all of its group, limited as it says.
 pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Result<Value>>) {
@@ -33,7 +33,7 @@ pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Resu
 
 /// Whose limits become which: the drive's place.
 fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
-    let id = match (&asked.id, &asked.device) {
+    let id = match (asked.text("id"), asked.text("device")) {
         (Some(id), Some(device)) if id != device => {
             return Err(Error::usage(format!("Parameters 'id' and 'device' name two drives, '{id}' and '{device}'")));
         }
@@ -42,10 +42,10 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
             return Err(Error::usage("Parameter 'id' is missing: the drive's id; accepted as 'device' too"));
         }
     };
-    let place = drives.iter().position(|drive| drive.spec.id == *id);
+    let place = drives.iter().position(|drive| drive.spec.id == id);
     let place = place.ok_or_else(|| Error::new(Kind::NotFound, format!("Device '{id}' not found")))?;
     let drive = &drives[place];
-    if asked.group.is_some() && asked.group != drive.spec.group {
+    if asked.text("group").is_some_and(|group| drive.spec.group.as_deref() != Some(group)) {
         let now = drive.spec.group.as_ref().map_or("none".to_owned(), |group| format!("'{group}'"));
         return Err(Error::usage(format!(
             "Parameter 'group' cannot be changed while the machine runs; accepted: the drive's group, which is {now}"
@@ -56,27 +56,20 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
     Ok((place, limits))
 }
 
-/// `limits` with what is asked. The order of the six is that of [`crate::qos::Quantity`].
+/// `limits` with what is asked.
 fn merge(asked: &BlockIOThrottle, limits: &Limits) -> Limits {
-    let a = asked;
-    let given = [
-        [a.iops, a.iops_max, a.iops_max_length],
-        [a.iops_rd, a.iops_rd_max, a.iops_rd_max_length],
-        [a.iops_wr, a.iops_wr_max, a.iops_wr_max_length],
-        [a.bps, a.bps_max, a.bps_max_length],
-        [a.bps_rd, a.bps_rd_max, a.bps_rd_max_length],
-        [a.bps_wr, a.bps_wr_max, a.bps_wr_max_length],
-    ];
+    const WORDS: Spelling = Spelling::Qmp;
     let mut merged = *limits;
-    for (limit, [rate, max, max_length]) in merged.each.iter_mut().zip(given) {
+    let mut iops_size = asked.number(WORDS.iops_size());
+    for (quantity, limit) in Quantity::ALL.into_iter().zip(&mut merged.each) {
+        let rate = asked.number(&WORDS.rate(quantity));
+        let max = asked.number(&WORDS.max(quantity));
+        let max_length = asked.number(&WORDS.max_length(quantity));
         if rate.is_some() || max.is_some() || max_length.is_some() {
             // A burst alone is one over the limit that there is.
             *limit = Limit { rate: rate.unwrap_or(limit.rate), max: max.unwrap_or(0), max_length };
+            iops_size = iops_size.or((!quantity.is_bytes()).then_some(0));
         }
     }
-    let of_iops = |given: &[Option<u64>; 3]| given.iter().any(Option::is_some);
-    if asked.iops_size.is_some() || given[..3].iter().any(of_iops) {
-        merged.iops_size = asked.iops_size.unwrap_or(0);
-    }
-    merged
+    Limits { iops_size: iops_size.unwrap_or(limits.iops_size), ..merged }
 }

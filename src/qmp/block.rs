@@ -1,6 +1,8 @@
 //! The shapes of the answers about disks: `query-block` and `query-blockstats`, names and members as in QEMU 5.0.
 
-use crate::qmp::schema::{Empty, names, object};
+use serde_json::{Map, Value};
+
+use crate::qmp::schema::{Empty, Member, Object, Type, Typed, names, object};
 
 names! {
     /// How the last I/O of a disk ended, as far as the guest was told.
@@ -202,53 +204,59 @@ object! {
         /// Their bytes. Ours.
         "bps_last_second" => bps_last_second: u64,
     }
+}
 
-    /// The arguments of `block_set_io_throttle`. A limit of which nothing is given stays as it is, with its burst; one of
-    /// which anything is given is replaced by what is given.
-    pub struct BlockIOThrottle {
-        /// The drive's id.
-        "device" => device: Option<String>,
-        /// The same: a drive and its device have one id.
-        "id" => id: Option<String>,
-        /// Limit on bytes per second; 0 is none.
-        "bps" => bps: Option<u64>,
-        /// The same of reads.
-        "bps_rd" => bps_rd: Option<u64>,
-        /// The same of writes.
-        "bps_wr" => bps_wr: Option<u64>,
-        /// Limit on requests per second; 0 is none.
-        "iops" => iops: Option<u64>,
-        /// The same of reads.
-        "iops_rd" => iops_rd: Option<u64>,
-        /// The same of writes.
-        "iops_wr" => iops_wr: Option<u64>,
-        /// Bytes per second during a burst; 0 or absent: no burst.
-        "bps_max" => bps_max: Option<u64>,
-        /// The same of reads.
-        "bps_rd_max" => bps_rd_max: Option<u64>,
-        /// The same of writes.
-        "bps_wr_max" => bps_wr_max: Option<u64>,
-        /// Requests per second during a burst; 0 or absent: no burst.
-        "iops_max" => iops_max: Option<u64>,
-        /// The same of reads.
-        "iops_rd_max" => iops_rd_max: Option<u64>,
-        /// The same of writes.
-        "iops_wr_max" => iops_wr_max: Option<u64>,
-        /// How long a burst of bytes may last, in seconds; 1 if absent.
-        "bps_max_length" => bps_max_length: Option<u64>,
-        /// The same of reads.
-        "bps_rd_max_length" => bps_rd_max_length: Option<u64>,
-        /// The same of writes.
-        "bps_wr_max_length" => bps_wr_max_length: Option<u64>,
-        /// How long a burst of requests may last, in seconds; 1 if absent.
-        "iops_max_length" => iops_max_length: Option<u64>,
-        /// The same of reads.
-        "iops_rd_max_length" => iops_rd_max_length: Option<u64>,
-        /// The same of writes.
-        "iops_wr_max_length" => iops_wr_max_length: Option<u64>,
-        /// A request of more bytes counts as so many as it is longer; 0: each counts as one.
-        "iops_size" => iops_size: Option<u64>,
-        /// The drive's group. It is chosen at the start: only the one that the drive has is accepted.
-        "group" => group: Option<String>,
+/// The arguments of `block_set_io_throttle`, by name. A limit of which nothing is given stays as it is, with its burst; one
+/// of which anything is given is replaced by what is given.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+pub struct BlockIOThrottle(Map<String, Value>);
+
+impl BlockIOThrottle {
+    /// The description of this type: the drive and its group by name, and numbers.
+    pub const OBJECT: &'static Object = &Object {
+        name: "BlockIOThrottle",
+        members: &[
+            text("device"),
+            text("id"),
+            number("bps"),
+            number("bps_rd"),
+            number("bps_wr"),
+            number("iops"),
+            number("iops_rd"),
+            number("iops_wr"),
+            number("bps_max"),
+            number("bps_rd_max"),
+            number("bps_wr_max"),
+            number("iops_max"),
+            number("iops_rd_max"),
+            number("iops_wr_max"),
+            number("bps_max_length"),
+            number("bps_rd_max_length"),
+            number("bps_wr_max_length"),
+            number("iops_max_length"),
+            number("iops_rd_max_length"),
+            number("iops_wr_max_length"),
+            number("iops_size"),
+            text("group"),
+        ],
+        variants: None,
+    };
+
+    /// The text of that name, if it was given.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.as_str()
     }
+
+    /// The number of that name, if it was given.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.0.get(name)?.as_u64()
+    }
+}
+
+const fn text(name: &'static str) -> Member {
+    Member { name, kind: &Type::Str, optional: true }
+}
+
+const fn number(name: &'static str) -> Member {
+    Member { name, kind: <u64 as Typed>::TYPE, optional: true }
 }
