@@ -21,7 +21,7 @@ use super::{MONITORS, drive, load};
 use crate::stats::percentile;
 
 const ROUNDS: usize = 7;
-/// One that the disk cannot reach, so that only the questions to the bucket cost anything; and one that holds most
+/// One that the disk hardly reaches, so that only the questions to the bucket cost anything; and one that holds most
 /// requests back, so that the timer costs too.
 const LIMITS: [u64; 2] = [1_000_000, 20_000];
 /// What a guest does that sends as many as the second limit by itself: so many at once, so often.
@@ -48,11 +48,6 @@ impl Pair {
     /// Processor time that the limit costs, in per cent of a core: what the requests cost more than without it.
     fn share(&self) -> f64 {
         (self.limited.cpu_us - self.limited.requests * self.free.cpu_us / self.free.requests) / 1e4
-    }
-
-    /// By how much the rate is lower, in per cent.
-    fn loss(&self) -> f64 {
-        100.0 * (1.0 - self.limited.requests / self.free.requests)
     }
 }
 
@@ -95,9 +90,9 @@ fn print(pairs: &[[Vec<Pair>; 2]; 2], paced: &[Vec<Stretch>; 2]) {
         "limit",
         "",
         "requests/s",
-        "rate lost, %",
         "CPU, % of a core",
         "CPU us a request",
+        "without: requests/s",
         "without: CPU us a request",
         "wake-ups/s",
         "cost of the limit, % of a core",
@@ -107,15 +102,13 @@ fn print(pairs: &[[Vec<Pair>; 2]; 2], paced: &[Vec<Stretch>; 2]) {
         for (monitor, pairs) in MONITORS.into_iter().zip(pairs) {
             let pairs = &pairs[limit];
             let mut shares: Vec<f64> = pairs.iter().map(Pair::share).collect();
-            // Where the limit is what lowers the rate, nothing is lost.
-            let loss = if asked > 100_000 { format!("{:.2}", of(pairs, Pair::loss)) } else { "-".to_owned() };
             table.row([
                 asked.to_string(),
                 monitor.name().to_owned(),
                 format!("{:.0}", of(pairs, |pair| pair.limited.requests)),
-                loss,
                 format!("{:.2}", of(pairs, |pair| pair.limited.cpu_us / 1e4)),
                 format!("{:.3}", of(pairs, |pair| pair.limited.cpu_us / pair.limited.requests)),
+                format!("{:.0}", of(pairs, |pair| pair.free.requests)),
                 format!("{:.3}", of(pairs, |pair| pair.free.cpu_us / pair.free.requests)),
                 format!("{:.0}", of(pairs, |pair| pair.limited.wakes)),
                 format!("{:.2}", of(pairs, Pair::share)),
@@ -129,9 +122,9 @@ fn print(pairs: &[[Vec<Pair>; 2]; 2], paced: &[Vec<Stretch>; 2]) {
             "none: the guest sends as many".to_owned(),
             monitor.name().to_owned(),
             format!("{:.0}", of(|stretch| stretch.requests)),
-            "-".to_owned(),
             format!("{:.2}", of(|stretch| stretch.cpu_us / 1e4)),
             format!("{:.3}", of(|stretch| stretch.cpu_us / stretch.requests)),
+            "-".to_owned(),
             "-".to_owned(),
             format!("{:.0}", of(|stretch| stretch.wakes)),
         ];
