@@ -1,5 +1,5 @@
-//! The pages in `docs/` say only what is so: every guarantee of the event loop names a test that exists, every key of
-//! a drive has its row, and every refusal shown is what the program says.
+//! The pages in `docs/` say only what is so: every guarantee of the event loop and every promise of a disk limit names a
+//! test that exists, every key of a drive has its row, and every refusal shown is what the program says.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test's own functions are not in the lint's exception")]
 
@@ -46,6 +46,26 @@ fn every_guarantee_of_the_event_loop_names_a_test_that_exists() {
             assert!(names.contains(test), "G{guarantee} names {test}, which does not exist");
         }
     }
+}
+
+#[test]
+fn every_promise_of_a_disk_limit_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/qos.md")).unwrap();
+    let promised = page.split("## What is promised").nth(1).and_then(|rest| rest.split("## ").next()).unwrap();
+    let mut names = HashSet::new();
+    functions(&root.join("src"), &mut names).unwrap();
+    let rows = promised.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise "));
+    let mut tests = 0;
+    for row in rows {
+        // What stands between backquotes in the last column is a test's name.
+        let held_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for test in held_by.split('`').skip(1).step_by(2) {
+            assert!(names.contains(test), "the page names {test}, which does not exist");
+            tests += 1;
+        }
+    }
+    assert!(tests > 8, "{tests} tests are named");
 }
 
 #[test]
