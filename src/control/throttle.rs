@@ -17,18 +17,21 @@ pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Resu
         Ok(plan) => plan,
         Err(error) => return done.end(Err(error)),
     };
-    let (id, group, orders) = (drives[place].spec.id.clone(), drives[place].spec.group.clone(), &drives[place].orders);
+    let (id, group) = (drives[place].spec.id.clone(), drives[place].spec.group.clone());
+    // What `query-block` says from here on; who asks after the answer finds it true.
+    drives[place].limits = limits;
+    let others = drives.iter_mut().filter(|drive| drive.spec.id != id && group.is_some() && drive.spec.group == group);
+    for drive in others {
+        drive.limits = limits;
+        // The bucket is the same: this one is told because it may be waiting for what the old limits said.
+        let _ = drive.orders.send(SetLimits { limits, done: Done::posted(|_| ()) });
+    }
     let set = Done::posted(move |set: std::result::Result<(), Lost>| {
         let gone = |Lost| Error::new(Kind::NotActive, format!("Device '{id}' has failed and is not served any more"));
         done.end(set.map(|()| json!({})).map_err(gone));
     });
     // A drive that is gone drops the slip, which is posted all the same.
-    let _ = orders.send(SetLimits { limits, done: set });
-    // What `query-block` says from here on; who asks after the answer finds it true.
-    drives[place].limits = limits;
-    for drive in drives.iter_mut().filter(|drive| group.is_some() && drive.spec.group == group) {
-        drive.limits = limits;
-    }
+    let _ = drives[place].orders.send(SetLimits { limits, done: set });
 }
 
 /// Whose limits become which: the drive's place.

@@ -178,6 +178,30 @@ fn a_request_that_waits_for_its_second_does_not_wait_for_it_once_the_limit_is_ra
     report(&format!("fifty requests after a change from 1 to 5000: {:?}", begin.elapsed()));
 }
 
+#[test]
+fn a_change_of_a_groups_limit_reaches_the_members_that_were_not_named_at_once() {
+    let _alone = alone();
+    let Some(mut setup) = Setup::guest("mode=blk-load ms=600000 depth=8") else { return };
+    setup = setup.iothread("io1");
+    for id in ["vda", "vdb"] {
+        // A request of 4 KiB lasts for 64 seconds.
+        setup = cached(setup, id, "iothread=io1,throttling.group=g,throttling.bps-total=64");
+    }
+    let monitor = setup.start();
+    monitor.serial.expect("load: begin");
+    let mut client = monitor.qmp();
+    while [0, 1].iter().any(|&drive| stats(&mut client, drive)["throttled_operations"] == 0) {
+        thread::sleep(Duration::from_millis(10));
+    }
+    client.call_with("block_set_io_throttle", &json!({"device": "vda", "bps": 0}));
+    let begin = Instant::now();
+    while [0, 1].iter().any(|&drive| operations(&mut client, drive) < 100) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "a member waits for what it was told before");
+    }
+    let shown = client.call("query-block");
+    assert_eq!([&shown[0]["inserted"]["bps"], &shown[1]["inserted"]["bps"]], [&json!(0); 2]);
+}
+
 /// One drive at 100 a second and one without a limit, on one iothread: the rate of the second in a second of load on
 /// both, or on it alone.
 fn neighbour(both: bool) -> u64 {
