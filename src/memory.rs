@@ -22,6 +22,8 @@ pub const GAP_START: u64 = 0xC000_0000;
 pub const GAP_END: u64 = 1 << 32;
 /// The size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
+/// How often a place for a mapping is sought. At a start the first does; it is more where other threads map memory too.
+const TRIES: usize = 16;
 
 /// The pieces of RAM, as address and length, that `bytes` of memory make: one, or two when they do not fit below
 /// the gap.
@@ -66,7 +68,8 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 /// Only so can KVM map a huge page of the host's as one of the guest's: a stock kernel then boots with a tenth of
 /// the page faults. Kernels since 6.7 place large mappings so by themselves. For older ones what is too much is taken
 /// away above the place that they choose, which is the lower end of the last free range, so that they choose again
-/// right below. If that fails, the guest is slower and nothing else.
+/// right below; and again, if another thread's mapping came between. If all tries fail, the guest is slower and nothing
+/// else.
 fn map(len: usize, visibility: libc::c_int) -> std::result::Result<MmapRegion, MmapRegionError> {
     let map = || {
         MmapRegionBuilder::new(len)
@@ -74,22 +77,25 @@ fn map(len: usize, visibility: libc::c_int) -> std::result::Result<MmapRegion, M
             .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | visibility)
             .build()
     };
-    let mapping = map()?;
-    let excess = mapping.as_ptr() as usize % HUGE_PAGE;
-    if excess == 0 || len < HUGE_PAGE {
-        return Ok(mapping);
+    let mut mapping = map()?;
+    for _ in 0..TRIES {
+        let excess = mapping.as_ptr() as usize % HUGE_PAGE;
+        if excess == 0 || len < HUGE_PAGE {
+            break;
+        }
+        let place = mapping.as_ptr().wrapping_add(len - excess).cast();
+        drop(mapping);
+        let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
+        // SAFETY: without MAP_FIXED the place is a wish; no other mapping is touched.
+        let taken = unsafe { libc::mmap(place, excess, libc::PROT_NONE, flags, -1, 0) };
+        let again = map();
+        if taken != libc::MAP_FAILED {
+            // SAFETY: the range is the mapping just made, and nobody else knows of it.
+            unsafe { libc::munmap(taken, excess) };
+        }
+        mapping = again?;
     }
-    let place = mapping.as_ptr().wrapping_add(len - excess).cast();
-    drop(mapping);
-    let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_PRIVATE;
-    // SAFETY: without MAP_FIXED the place is a wish; no other mapping is touched.
-    let taken = unsafe { libc::mmap(place, excess, libc::PROT_NONE, flags, -1, 0) };
-    let mapping = map();
-    if taken != libc::MAP_FAILED {
-        // SAFETY: the range is the mapping just made, and nobody else knows of it.
-        unsafe { libc::munmap(taken, excess) };
-    }
-    mapping
+    Ok(mapping)
 }
 
 /// Where the RAM below the gap ends.
@@ -133,16 +139,28 @@ mod tests {
     #[test]
     fn every_piece_starts_on_a_huge_page_wherever_the_last_mapping_ended() {
         let mut holds = Vec::new();
-        for pages in [1, 3, 100, 400] {
-            // Moves the place that the kernel chooses next.
-            holds.push(MmapRegion::<()>::new(pages * 4096).unwrap());
-            let ram = allocate(GAP_START + (3 << 20), false, true).unwrap();
-            for region in ram.iter() {
-                assert_eq!(region.as_ptr() as usize % HUGE_PAGE, 0);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Takes places away between one look and the next, as the threads of other tests do.
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    drop(MmapRegion::<()>::new(5 * 4096).unwrap());
+                    std::thread::sleep(std::time::Duration::from_micros(20));
+                }
+            });
+            for pages in [1, 3, 100, 400] {
+                // Moves the place that the kernel chooses next.
+                holds.push(MmapRegion::<()>::new(pages * 4096).unwrap());
+                let ram = allocate(GAP_START + (3 << 20), false, true).unwrap();
+                let starts: Vec<_> = ram.iter().map(|region| region.as_ptr() as usize % HUGE_PAGE).collect();
+                // What is smaller than a huge page gains nothing by it, and is left where it is.
+                assert_eq!(total(&allocate(1 << 20, false, true).unwrap()), 1 << 20);
+                if pages == 400 || starts != [0, 0] {
+                    done.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                assert_eq!(starts, [0, 0]);
             }
-            // What is smaller than a huge page gains nothing by it, and is left where it is.
-            assert_eq!(total(&allocate(1 << 20, false, true).unwrap()), 1 << 20);
-        }
+        });
     }
 
     /// How the kernel describes the mapping that `address` lies in: its first line, and its flags.
