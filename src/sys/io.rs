@@ -121,6 +121,34 @@ pub unsafe fn write_at(fd: BorrowedFd<'_>, iov: &[IoVec], offset: u64) -> io::Re
     })
 }
 
+/// What the file system behind a file says of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSystem {
+    /// Whether it is hugetlbfs, whose files consist of huge pages.
+    pub is_hugetlb: bool,
+    /// Bytes of its blocks: on hugetlbfs of its huge pages.
+    pub block_bytes: u64,
+    /// Bytes that we may still use.
+    pub free_bytes: u64,
+}
+
+/// `fstatfs(2)`.
+pub fn file_system(file: &impl AsRawFd) -> io::Result<FileSystem> {
+    let mut facts = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel writes at most one struct statfs.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), facts.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeros are one, and so is what the kernel wrote.
+    let facts = unsafe { facts.assume_init() };
+    let block_bytes = facts.f_bsize.cast_unsigned();
+    Ok(FileSystem {
+        is_hugetlb: facts.f_type == libc::HUGETLBFS_MAGIC,
+        block_bytes,
+        free_bytes: facts.f_bavail.saturating_mul(block_bytes),
+    })
+}
+
 /// `fallocate(2)`: `mode` is a set of `FALLOC_FL_*`.
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: no memory is involved.

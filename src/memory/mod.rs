@@ -1,17 +1,26 @@
 //! Guest memory: the mappings that the guest sees as RAM.
 //!
 //! One mapping below the gap under 4 GiB and one above it, made before anything else and shared by everybody who
-//! reads or writes for the guest. It is *not* the map of devices (`bus`), and it does not tell KVM anything
-//! (`kvm::vm` does). Made by the main thread; used by all of them, through volatile accesses only.
+//! reads or writes for the guest; anonymous, or of a `file`. What the guest can do without is given back by `discard`. It
+//! is *not* the map of devices (`bus`), and it does not tell KVM anything (`kvm::vm` does). Made by the main thread; used
+//! by all of them, through volatile accesses only.
 
 #![allow(unsafe_code)] // mmap(2) for a place of our choice and madvise(2) have no safe wrapper.
 
+mod discard;
+mod file;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::error::{Context, Error, Result};
+use file::Backing;
+
+pub use discard::{can_discard, discard, leaves_zeros};
+pub use file::page_bytes;
 
 /// All of the guest's RAM.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -20,6 +29,8 @@ pub type GuestRam = GuestMemoryMmap<()>;
 pub const GAP_START: u64 = 0xC000_0000;
 /// Where RAM goes on behind the gap: 4 GiB.
 pub const GAP_END: u64 = 1 << 32;
+/// The size of a page of the host's, which is the guest's too (rule D3.2): x86_64 has no other.
+pub const PAGE_BYTES: u64 = 4096;
 /// The size of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 /// How often a place for a mapping is sought. At a start the first does; it is more where other threads map memory too.
@@ -42,11 +53,39 @@ pub fn pieces(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
 ///
 /// The host refuses the mapping: not enough address space, or a limit (`ulimit -v`).
 pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
+    build(bytes, None, share, dump)
+}
+
+/// The same on the file at `path`, or on one without a name in the folder there. Without `share` the guest's writes do not
+/// reach the file.
+///
+/// # Errors
+///
+/// What is wrong with the file, or that there are not as many huge pages.
+pub fn allocate_on(path: &Path, bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
+    build(bytes, Some(Backing::open(path, bytes)?), share, dump)
+}
+
+fn build(bytes: u64, backing: Option<Backing>, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
     let visibility = if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    // What is not reserved may be missing later. Huge pages are few, and the lack of one ends the guest.
+    let huge = backing.as_ref().is_some_and(|backing| backing.system.is_hugetlb);
+    let flags = visibility | if huge { 0 } else { libc::MAP_NORESERVE };
     let mut regions = Vec::with_capacity(2);
-    for (start, len) in pieces(bytes) {
-        let len = usize::try_from(len).context(|| "guest memory")?;
-        let mapping = map(len, visibility).context(|| format!("guest memory: map {} MiB", len >> 20))?;
+    let mut offset = 0;
+    for (start, piece) in pieces(bytes) {
+        let len = usize::try_from(piece).context(|| "guest memory")?;
+        let part = backing.as_ref().map(|backing| backing.at(offset));
+        offset += piece;
+        let mapping = map(len, flags, part).context(|| match &backing {
+            Some(backing) if huge => format!(
+                "guest memory: map {} huge pages of {} MiB; /proc/meminfo says how many are free, and \
+                 /proc/sys/vm/nr_hugepages makes more",
+                piece / backing.system.block_bytes,
+                backing.system.block_bytes >> 20
+            ),
+            _ => format!("guest memory: map {} MiB", len >> 20),
+        })?;
         if !dump {
             // SAFETY: the range is the mapping just made, and the advice changes nothing that the guest can see.
             if unsafe { libc::madvise(mapping.as_ptr().cast(), len, libc::MADV_DONTDUMP) } != 0 {
@@ -70,12 +109,14 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 /// away above the place that they choose, which is the lower end of the last free range, so that they choose again
 /// right below; and again, if another thread's mapping came between. If all tries fail, the guest is slower and nothing
 /// else.
-fn map(len: usize, visibility: libc::c_int) -> std::result::Result<MmapRegion, MmapRegionError> {
+fn map(len: usize, flags: libc::c_int, file: Option<FileOffset>) -> std::result::Result<MmapRegion, MmapRegionError> {
     let map = || {
-        MmapRegionBuilder::new(len)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | visibility)
-            .build()
+        let builder = MmapRegionBuilder::new(len).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        match &file {
+            Some(file) => builder.with_file_offset(file.clone()).with_mmap_flags(flags),
+            None => builder.with_mmap_flags(flags | libc::MAP_ANONYMOUS),
+        }
+        .build()
     };
     let mut mapping = map()?;
     for _ in 0..TRIES {
