@@ -24,7 +24,7 @@ use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
 use crate::event::{Cx, Receiver, Sender, channel};
 use crate::memory::GuestRam;
-use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict};
+use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict, gather};
 use counters::add;
 use throttle::{MALFORMED, cost};
 
@@ -194,7 +194,7 @@ impl<'s> Translation<'s, '_> {
     fn translate_unmap(&self, kind: u32, buffers: &[Buffer]) -> std::result::Result<Work<'s>, Aside> {
         let invalid = |status| Aside::Invalid(Kind::Unmap, status);
         let mut range = [0; HEADER_BYTES + 1];
-        if self.table.gather(buffers, HEADER_BYTES, &mut range) != HEADER_BYTES {
+        if gather(&self.table.ram, buffers, HEADER_BYTES as u64, &mut range) != HEADER_BYTES {
             return Err(invalid(VIRTIO_BLK_S_IOERR));
         }
         let [sector, rest] = [word64(&range, 0), word64(&range, 8)];
@@ -256,31 +256,12 @@ impl Table {
         let last = chain.writable().last()?;
         let status = last.address.0.checked_add(u64::from(last.len.checked_sub(1)?))?;
         let mut header = [0; HEADER_BYTES];
-        let whole = self.gather(chain.readable(), 0, &mut header) == HEADER_BYTES;
+        let whole = gather(&self.ram, chain.readable(), 0, &mut header) == HEADER_BYTES;
         whole.then(|| Header {
             kind: word64(&header, 0) as u32,
             sector: word64(&header, 8),
             status: GuestAddress(status),
         })
-    }
-
-    /// Copies what follows the first `skip` bytes of `buffers`. The number of bytes, which is less than asked for where
-    /// the buffers end early or leave guest memory.
-    fn gather(&self, buffers: &[Buffer], skip: usize, into: &mut [u8]) -> usize {
-        let (mut skip, mut have) = (skip as u64, 0);
-        for buffer in buffers {
-            if have == into.len() {
-                break;
-            }
-            let skipped = skip.min(buffer.len.into());
-            skip -= skipped;
-            let take = (into.len() - have).min((u64::from(buffer.len) - skipped) as usize);
-            let Some(from) = buffer.address.0.checked_add(skipped) else { break };
-            // One lookup, where `read_slice` would prepare to cross regions: they do not touch.
-            let Ok(slice) = GuestMemoryBackend::get_slice(&*self.ram, GuestAddress(from), take) else { break };
-            have += slice.copy_to(&mut into[have..have + take]);
-        }
-        have
     }
 
     /// Writes the status and counts. Returns the head's queue, the head, and the bytes written into the chain.

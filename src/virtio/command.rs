@@ -23,6 +23,8 @@ pub enum Command {
 /// A live configuration: the rings (none for a queue that the driver left out) and the kicks, each with the number of
 /// its queue.
 pub struct Activation {
+    /// The feature bits that both sides agreed on.
+    pub features: u64,
     /// One entry a queue.
     pub rings: Vec<Option<Ring>>,
     /// The ioeventfds, for the loop to own.

@@ -4,6 +4,8 @@
 //! all devices. A device never sees registers, kicks, interrupts, resets in the making, or other threads. All calls
 //! come from the worker's loop, on one thread, none of them re-entrant, and none may block.
 
+use std::ops::Range;
+
 use super::fault::Fault;
 use super::page::Page;
 use super::ring::{Chain, Ring};
@@ -51,6 +53,19 @@ pub trait Device: Send + 'static {
     /// Writes the whole configuration space. Called once, before any driver looks.
     fn write_config(&self, page: &Page);
 
+    /// The bytes of the configuration space that the driver may write: whole words, which the device itself does not
+    /// write, and which are zero again for the next driver. What it writes elsewhere is dropped.
+    fn driver_writes(&self) -> &'static [Range<usize>] {
+        &[]
+    }
+
+    /// A driver has taken the device and agreed on `features`; its chains come from now on. `page` holds what it wrote
+    /// into the configuration space.
+    fn begin(&mut self, _features: u64, _page: &Page, _now_ns: u64) {}
+
+    /// The driver is gone, and with it all chains that were not given back.
+    fn reset(&mut self) {}
+
     /// Called once, when its worker has its place in a loop. Sets up what the device itself waits for; its tags are
     /// told to [`Device::ready`] and must be [`super::DEVICE_TAG`] or above.
     ///
@@ -79,15 +94,23 @@ pub trait Device: Send + 'static {
     fn in_flight(&self) -> usize;
 }
 
-/// Where a device puts the chains it has finished.
+/// Where a device puts the chains it has finished, and what it changes in its configuration space.
 pub struct Completions<'a> {
     rings: &'a mut [Option<Ring>],
+    page: &'a Page,
+    configured: bool,
     fault: Option<Fault>,
 }
 
 impl<'a> Completions<'a> {
-    pub(super) fn new(rings: &'a mut [Option<Ring>]) -> Self {
-        Completions { rings, fault: None }
+    pub(super) fn new(rings: &'a mut [Option<Ring>], page: &'a Page) -> Self {
+        Completions { rings, page, configured: false, fault: None }
+    }
+
+    /// Replaces bytes of the configuration space from `offset` on, and tells the driver.
+    pub fn set_config(&mut self, offset: usize, bytes: &[u8]) {
+        self.page.set_config(offset, bytes);
+        self.configured = true;
     }
 
     /// Gives a chain back with the number of bytes that were written into it. One that the device does not have is a
@@ -100,8 +123,8 @@ impl<'a> Completions<'a> {
         }
     }
 
-    /// What went wrong, if anything did.
-    pub(super) fn outcome(self) -> std::result::Result<(), Fault> {
-        self.fault.map_or(Ok(()), Err)
+    /// Whether the configuration has changed, or what went wrong.
+    pub(super) fn outcome(self) -> std::result::Result<bool, Fault> {
+        self.fault.map_or(Ok(self.configured), Err)
     }
 }

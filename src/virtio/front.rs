@@ -4,6 +4,7 @@
 //! numbers only; what the driver agreed on is posted to the worker. The configuration of a queue is frozen from
 //! DRIVER_OK to reset. The register layout is in `mmio`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::{
@@ -16,7 +17,7 @@ use super::command::{Activation, Command};
 use super::device::Device;
 use super::fault::FaultLog;
 use super::interrupt::Interrupt;
-use super::page::Page;
+use super::page::{CONFIG_BYTES, Page};
 use super::ring::{Ring, RingSetup};
 use crate::error::Result;
 use crate::event::{Done, Sender, Signal};
@@ -45,6 +46,8 @@ pub struct Front {
     make_kick: KickMaker,
     queue_max: Vec<u16>,
     pub(super) offered: u64,
+    /// The bytes of the configuration space that the driver may write.
+    pub(super) driver_writes: &'static [Range<usize>],
     pub(super) device_features_sel: u32,
     pub(super) driver_features_sel: u32,
     agreed: u64,
@@ -76,6 +79,7 @@ impl Front {
             queues: queue_max.iter().map(|&size| RingSetup { size, ..RingSetup::default() }).collect(),
             queue_max,
             offered: device.features() | TRANSPORT_FEATURES,
+            driver_writes: device.driver_writes(),
             device_features_sel: 0,
             driver_features_sel: 0,
             agreed: 0,
@@ -182,7 +186,7 @@ impl Front {
             let kick = (self.make_kick)(queue).map_err(|e| e.to_string())?;
             kicks.push((queue, kick));
         }
-        Ok(Activation { rings, kicks })
+        Ok(Activation { features: self.agreed, rings, kicks })
     }
 
     /// Back to the beginning. The one place where a vCPU waits for a loop (invariant I2): when this returns, nothing
@@ -196,6 +200,9 @@ impl Front {
             }
         }
         self.page.reset();
+        for bytes in self.driver_writes {
+            self.page.write(bytes.start, &[0; CONFIG_BYTES][bytes.clone()]);
+        }
         self.status = 0;
         self.agreed = 0;
         self.device_features_sel = 0;

@@ -1,8 +1,8 @@
 //! The register layout of virtio-mmio version 2 (virtio 1.2, section 4.2.2): offsets to what [`Front`] does.
 //!
 //! Registers are read and written as aligned 32-bit words; anything else reads as zero and writes nothing, but for the
-//! configuration space, which is read in any width and which no device here lets the driver write. The notification register never comes here for a live queue: its
-//! ioeventfd takes it in the kernel. Runs on vCPU threads.
+//! configuration space, which is read in any width, and written where its device lets the driver write. The notification
+//! register never comes here for a live queue: its ioeventfd takes it in the kernel. Runs on vCPU threads.
 
 use super::front::Front;
 use crate::bus::Slot;
@@ -35,6 +35,13 @@ impl Front {
             0xb0 | 0xb4 | 0xb8 | 0xbc => u32::MAX,
             0xfc => self.page.generation(),
             _ => 0,
+        }
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let end = offset.saturating_add(data.len());
+        if self.driver_writes.iter().any(|bytes| bytes.start <= offset && end <= bytes.end) {
+            self.page.write(offset, data);
         }
     }
 
@@ -83,7 +90,9 @@ impl Slot for Front {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(word), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
+        if offset >= CONFIG {
+            self.write_config((offset - CONFIG) as usize, data);
+        } else if let (Ok(word), 0) = (<[u8; 4]>::try_from(data), offset % 4) {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }

@@ -21,7 +21,7 @@ pub use fault::{Fault, FaultLog};
 pub use front::{Front, KickMaker};
 pub use interrupt::Interrupt;
 pub use page::Page;
-pub use ring::{Buffer, Chain, Ring, RingSetup};
+pub use ring::{Buffer, Chain, Ring, RingSetup, gather};
 pub use worker::{DEVICE_TAG, Worker};
 
 #[cfg(test)]

@@ -79,11 +79,16 @@ impl Page {
         self.generation.fetch_add(1, SeqCst);
     }
 
+    /// Takes in configuration bytes that the driver writes. They are the driver's to know, so the generation stays.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        self.put(offset, bytes);
+    }
+
     fn put(&self, offset: usize, bytes: &[u8]) {
         for (at, &byte) in (offset..CONFIG_BYTES).zip(bytes) {
             let shift = at % 4 * 8;
             let word = &self.config[at / 4];
-            // Only the device's half writes here, so nobody comes in between.
+            // A word has one writer: the device's half, or the driver's if the device lets it.
             let old = word.load(SeqCst);
             word.store(old & !(0xff << shift) | u32::from(byte) << shift, SeqCst);
         }

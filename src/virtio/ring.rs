@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Acquire;
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, Permissions};
 
 use super::device::{Held, Verdict};
 use super::fault::Fault;
@@ -42,6 +42,25 @@ pub struct Buffer {
     pub address: GuestAddress,
     /// Bytes.
     pub len: u32,
+}
+
+/// Copies what follows the first `skip` bytes of `buffers`. The number of bytes, which is less than asked for where the
+/// buffers end early or leave guest memory.
+pub fn gather(ram: &GuestRam, buffers: &[Buffer], mut skip: u64, into: &mut [u8]) -> usize {
+    let mut have = 0;
+    for buffer in buffers {
+        if have == into.len() {
+            break;
+        }
+        let skipped = skip.min(buffer.len.into());
+        skip -= skipped;
+        let take = (into.len() - have).min((u64::from(buffer.len) - skipped) as usize);
+        let Some(from) = buffer.address.0.checked_add(skipped) else { break };
+        // One lookup, where `read_slice` would prepare to cross regions: they do not touch.
+        let Ok(slice) = GuestMemoryBackend::get_slice(ram, GuestAddress(from), take) else { break };
+        have += slice.copy_to(&mut into[have..have + take]);
+    }
+    have
 }
 
 /// A popped chain: its buffers in order, first those the device reads, then those it writes (section 2.7.4.2).
@@ -159,7 +178,8 @@ impl Ring {
         queue.set_ready(true);
         // The crate's own check says the same and writes a line to the log each time a guest asks for it.
         let size = usize::from(setup.size);
-        let inside = |address: u64, len: usize, access| ram.check_range(GuestAddress(address), len, access);
+        let inside =
+            |address: u64, len: usize, access| GuestMemory::check_range(&*ram, GuestAddress(address), len, access);
         let ok = inside(setup.descriptors, 16 * size, Permissions::Read)
             && inside(setup.available, 6 + 2 * size, Permissions::Read)
             && inside(setup.used, 6 + 8 * size, Permissions::Write)

@@ -111,6 +111,7 @@ impl<D: Device> Worker<D> {
 
     fn activate(&mut self, activation: Activation, cx: &mut Cx<'_>) {
         self.rings = activation.rings;
+        self.device.begin(activation.features, &self.page, cx.now_ns());
         for (queue, kick) in activation.kicks {
             match cx.own(kick, queue) {
                 Ok(kick) => {
@@ -256,9 +257,11 @@ impl<D: Device> Worker<D> {
     /// Takes in what the device has finished, and interrupts the driver at most once for that and for what was finished
     /// on the spot.
     fn settle(&mut self, cx: &Cx<'_>) -> std::result::Result<(), Fault> {
-        let mut completions = Completions::new(&mut self.rings);
+        let mut completions = Completions::new(&mut self.rings, &self.page);
         self.device.reap(cx.clock_ns(), &mut completions);
-        completions.outcome()?;
+        if completions.outcome()? && self.live {
+            self.interrupt.config();
+        }
         let mut wanted = false;
         for ring in self.rings.iter_mut().flatten() {
             wanted |= ring.needs_interrupt()?;
@@ -274,7 +277,7 @@ impl<D: Device> Worker<D> {
         let state = match (self.live, self.paused, self.queues.iter().any(|queue| queue.waits)) {
             (false, ..) => "no driver",
             (true, true, _) => "paused",
-            (true, false, true) => "held back by its limit",
+            (true, false, true) => "held back",
             (true, false, false) => "live",
         };
         let mut line = format!("{}: {state}, {} in flight in the device", self.device.id(), self.device.in_flight());
@@ -306,6 +309,7 @@ impl<D: Device> Worker<D> {
         }
         if let Some(done) = self.reset.take() {
             self.rings.clear();
+            self.device.reset();
             done.end(());
         }
         for done in self.pauses.drain(..) {
