@@ -1,5 +1,6 @@
 //! The devices of the machine.
 
+pub mod balloon;
 pub mod block;
 pub mod i8042;
 pub mod power;
