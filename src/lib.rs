@@ -7,6 +7,7 @@ pub mod sys;
 
 pub mod bus;
 pub mod config;
+pub mod elastic;
 pub mod event;
 pub mod qmp;
 pub mod qos;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The modules of `src/lib.rs`, floor by floor, each with the siblings that it may import.
 const FLOORS: &[&[(&str, &[&str])]] = &[
     &[("error", &[]), ("sys", &["error"])],
-    &[("bus", &[]), ("config", &["qos"]), ("event", &[]), ("qmp", &[]), ("qos", &[])],
+    &[("bus", &[]), ("config", &["qos"]), ("elastic", &[]), ("event", &[]), ("qmp", &["config"]), ("qos", &[])],
     &[("memory", &[]), ("kvm", &["memory"])],
     &[("virtio", &[])],
     &[("disk", &[]), ("devices", &["disk"])],
