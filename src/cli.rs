@@ -39,6 +39,10 @@ struct Options {
     /// memory, 16M to 512G; without a unit MiB, or bytes from 1048576 up; default 256M
     #[argh(option, arg_name = "[size=]N[M|G]")]
     m: Option<String>,
+    /// guest memory is the file PATH, made if it is not there, or one without a name in the folder PATH; on hugetlbfs it
+    /// consists of huge pages
+    #[argh(option, arg_name = "PATH")]
+    mem_path: Option<String>,
     /// the kernel: bzImage or ELF vmlinux; required
     #[argh(option, arg_name = "FILE")]
     kernel: Option<String>,
@@ -58,6 +62,10 @@ struct Options {
     /// a thread with an event loop that serves drives; repeatable, at most 8
     #[argh(option, arg_name = "id=NAME")]
     iothread: Vec<String>,
+    /// let the guest give memory back, and QMP's balloon say how much; keys deflate-on-oom=off, free-page-reporting=on,
+    /// auto=off with floor and pressure
+    #[argh(option, arg_name = "[KEY=VALUE,...]")]
+    balloon: Vec<String>,
     /// connect the first serial port to standard input and output
     #[argh(option, arg_name = "stdio")]
     serial: Option<String>,
@@ -138,6 +146,8 @@ fn spec(given: &Options) -> Result<VmSpec> {
     spec.append = given.append.clone().unwrap_or_default();
     spec.drives = given.drive.iter().map(|text| options::drive(text)).collect::<Result<_>>()?;
     spec.iothreads = given.iothread.iter().map(|text| options::iothread(text)).collect::<Result<_>>()?;
+    spec.mem_path = file("-mem-path", &given.mem_path)?;
+    spec.balloons = given.balloon.iter().map(|text| options::balloon(text)).collect::<Result<_>>()?;
     if let Some(text) = &given.serial {
         spec.serial = options::serial(text)?;
     }

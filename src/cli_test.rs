@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::spec::{Access, Aio, Cache, DriveSpec, IothreadSpec, SerialSpec};
+use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, SerialSpec};
 use crate::qos::{Limit, Limits, Quantity, Spelling};
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;
@@ -41,7 +41,7 @@ fn a_kernel_alone_makes_the_default_machine() {
 
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
-    let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -kernel k -initrd i -append a=b=c d \
+    let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -serial stdio -api-channel unix:/a \
                 -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze";
     let expected = VmSpec {
@@ -50,6 +50,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         memory_bytes: 1 << 30,
         dump_guest_core: false,
         mem_share: false,
+        mem_path: Some("m".into()),
         kernel: "k".into(),
         initrd: Some("i".into()),
         append: "a=b=c d".into(),
@@ -60,6 +61,7 @@ fn every_option_reaches_its_part_of_the_spec() {
             ..DriveSpec::new("vda", "f")
         }],
         iothreads: vec![IothreadSpec { id: "io1".into() }],
+        balloons: vec![BalloonSpec { deflate_on_oom: true, ..BalloonSpec::default() }],
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],
         log: LogSpec::File("log".into()),
@@ -90,6 +92,15 @@ fn the_log_option_may_stand_without_a_file() {
 }
 
 #[test]
+fn a_balloon_may_stand_without_a_value_and_only_once() {
+    assert_eq!(run("-kernel k -balloon -S").balloons, [BalloonSpec::default()]);
+    assert_eq!(run("-balloon -kernel k").balloons, [BalloonSpec::default()]);
+    let twice = refusal("-kernel k -balloon -balloon deflate-on-oom=true");
+    assert_eq!(twice, "-balloon: one balloon too many; accepted: one (rule D3.5)");
+    assert!(refusal("-kernel k -balloon a b").starts_with("-balloon: \"b\" is one word too many"));
+}
+
+#[test]
 fn a_mistake_names_the_option_the_word_and_what_would_be_accepted() {
     for (line, text) in [
         ("vmlinux -smp 2", "\"vmlinux\": no option stands before it; accepted: -OPTION vmlinux"),
@@ -111,8 +122,8 @@ fn a_mistake_names_the_option_the_word_and_what_would_be_accepted() {
         assert!(refused.contains("no such option"), "{refused}");
     }
     assert!(refusal("-device x").ends_with(
-        "accepted: -h -help -name -machine -smp -m -kernel -initrd -append -drive -iothread -serial -api-channel -qmp \
-         -D -log -pidfile -daemonize -S -freeze -V -version"
+        "accepted: -h -help -name -machine -smp -m -mem-path -kernel -initrd -append -drive -iothread -balloon -serial \
+         -api-channel -qmp -D -log -pidfile -daemonize -S -freeze -V -version"
     ));
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use loopvisor::cli::{self, Command};
 use loopvisor::config::spec::{SerialSpec, VmSpec};
-use loopvisor::control::{Console, Control, End, Listener, Signals};
+use loopvisor::control::{Console, Control, End, Listener, Memory, Signals};
 use loopvisor::error::{Context, Error, Result};
 use loopvisor::event::{EventLoop, channel};
 use loopvisor::logging;
@@ -81,7 +81,8 @@ impl Running {
         for path in &spec.qmp {
             main.add(Box::new(Listener::bind(path, control.clone())?))?;
         }
-        let machine = Machine::build(spec, &mut main, notices_sender, serial_sender)?;
+        let mut machine = Machine::build(spec, &mut main, notices_sender, serial_sender)?;
+        let memory = machine.take_balloon().map(Memory::new).transpose()?;
         let mut terminal = None;
         if spec.serial == SerialSpec::Stdio {
             terminal = Terminal::raw(&std::io::stdin())?;
@@ -90,7 +91,8 @@ impl Running {
         }
         let (inventory, threads) = machine.start(spec.freeze)?;
         let end = Arc::new(OnceLock::new());
-        main.add(Box::new(Control::new(inventory, spec.freeze, notices, (control, messages), end.clone())))?;
+        let control = Control::new(inventory, memory, spec.freeze, notices, (control, messages), end.clone());
+        main.add(Box::new(control))?;
         Ok(Running { main, threads, terminal, end })
     }
 

@@ -1,5 +1,5 @@
 //! The pages in `docs/` say only what is so: every guarantee of the event loop and every promise of a disk limit names a
-//! test that exists, every key of a drive has its row, and every refusal shown is what the program says.
+//! test that exists, every key of a drive or balloon has its row, and every refusal shown is what the program says.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test's own functions are not in the lint's exception")]
 
@@ -85,21 +85,21 @@ fn refusal(line: &str) -> String {
     refused.expect_err("is refused").to_string()
 }
 
-/// The keys that the refusal of an unknown one of `-drive` lists.
-fn keys_of_drive(unknown: &str) -> Vec<String> {
-    let refused = refusal(&format!("-kernel k -drive {unknown}=1"));
+/// The keys that the refusal of an unknown one of an option lists.
+fn keys_of(option: &str, unknown: &str) -> Vec<String> {
+    let refused = refusal(&format!("-kernel k {option} {unknown}=1"));
     let (_, keys) = refused.split_once("accepted keys: ").expect("keys are listed");
     keys.split(", ").map(str::to_owned).collect()
 }
 
 #[test]
-fn every_key_of_a_drive_has_its_row() {
+fn every_key_of_a_drive_and_of_the_balloon_has_its_row() {
     let page = include_str!("../docs/cli.md");
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    for key in keys_of_drive("x") {
+    for key in keys_of("-drive", "x").into_iter().chain(keys_of("-balloon", "x")) {
         assert!(rows.iter().any(|row| row.starts_with(&format!("| `{key}` |"))), "{key} has no row");
     }
-    let limits = keys_of_drive("throttling.x");
+    let limits = keys_of("-drive", "throttling.x");
     assert!(limits.len() > Quantity::ALL.len());
     for key in limits {
         // The keys of a burst are told of once for all quantities.

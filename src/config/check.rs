@@ -15,10 +15,11 @@ impl VmSpec {
     ///
     /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
     /// id used twice, an iothread nobody made, a file written by two drives, a group of drives on several loops or
-    /// with different limits, one socket twice, a background monitor with a serial port on the terminal it has left.
+    /// with different limits, a second balloon (rule D3.5), one socket twice, a background monitor with a serial port on the terminal it has left.
     pub fn check(&self) -> Result<()> {
         self.check_iothreads()?;
         self.check_drives()?;
+        self.check_balloon()?;
         let mut sockets = HashSet::new();
         if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
             let path = path.display();
@@ -85,6 +86,29 @@ impl VmSpec {
         Ok(())
     }
 
+    fn check_balloon(&self) -> Result<()> {
+        let Some(balloon) = self.balloons.first() else { return Ok(()) };
+        if self.balloons.len() > 1 {
+            return Err(Error::usage("-balloon: one balloon too many; accepted: one (rule D3.5)"));
+        }
+        if self.drives.len() >= MAX_VIRTIO_DEVICES {
+            return Err(Error::usage(format!(
+                "-balloon: one virtio device too many; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds together, an \
+                 interrupt line each (rule D3.4), and there are {} drives",
+                self.drives.len()
+            )));
+        }
+        if let Some(auto) = &balloon.auto
+            && auto.floor_bytes > self.memory_bytes
+        {
+            let (floor, memory) = (auto.floor_bytes >> 20, self.memory_bytes >> 20);
+            return Err(Error::usage(format!(
+                "-balloon floor={floor}M: the guest has less; accepted: at most its memory (-m), which is {memory}M"
+            )));
+        }
+        Ok(())
+    }
+
     /// Rules D1.6 and D1.8: a device names one iothread, which exists.
     fn check_iothread_of(&self, drive: &str, iothread: Option<&str>) -> Result<()> {
         let Some(wanted) = iothread else { return Ok(()) };
@@ -129,7 +153,7 @@ fn check_group(drive: &DriveSpec, earlier: &[DriveSpec]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::spec::IothreadSpec;
+    use super::super::spec::{AutoSpec, BalloonSpec, IothreadSpec};
     use super::*;
     use crate::qos::Limits;
 
@@ -260,6 +284,34 @@ mod tests {
             let refused = refusal(&spec(vec![on("a", first), on("b", second)]));
             assert_eq!(refused, format!("-drive id=b,throttling.group=g: {sentence}; {why}"));
         }
+    }
+
+    #[test]
+    fn rule_d3_5_a_second_balloon_is_refused() {
+        let balloons = |count| VmSpec { balloons: vec![BalloonSpec::default(); count], ..VmSpec::new("vmlinux") };
+        balloons(1).check().unwrap();
+        assert_eq!(refusal(&balloons(2)), "-balloon: one balloon too many; accepted: one (rule D3.5)");
+    }
+
+    #[test]
+    fn rule_d3_4_the_balloon_counts_among_the_eleven_devices() {
+        let drives = |count| (0..count).map(|n| DriveSpec::new(format!("d{n}"), format!("{n}.img")));
+        let spec = |count| VmSpec { balloons: vec![BalloonSpec::default()], ..with_drives(drives(count)) };
+        spec(10).check().unwrap();
+        let refused = refusal(&spec(11));
+        assert!(refused.starts_with("-balloon: ") && refused.contains("rule D3.4"), "{refused}");
+    }
+
+    #[test]
+    fn the_floor_of_a_balloon_is_at_most_the_memory() {
+        let auto = |floor_bytes| Some(AutoSpec { floor_bytes, pressure: "p".into() });
+        let balloon = |floor_bytes| BalloonSpec { auto: auto(floor_bytes), ..BalloonSpec::default() };
+        let spec = |floor_bytes| VmSpec { balloons: vec![balloon(floor_bytes)], ..VmSpec::new("vmlinux") };
+        spec(256 << 20).check().unwrap();
+        assert_eq!(
+            refusal(&spec(257 << 20)),
+            "-balloon floor=257M: the guest has less; accepted: at most its memory (-m), which is 256M"
+        );
     }
 
     #[test]

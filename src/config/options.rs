@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use super::keyvalue::{KeyValues, decimal};
 use super::spec::{
-    Access, Aio, Cache, DriveSpec, IothreadSpec, MAX_CPUS, MAX_MEMORY_BYTES, MAX_NAME_CHARS, MAX_PATH_BYTES,
-    MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MIN_MEMORY_BYTES, SerialSpec, VmSpec,
+    Access, Aio, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec, MAX_CPUS, MAX_MEMORY_BYTES, MAX_NAME_CHARS,
+    MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MIN_BALLOON_BYTES, MIN_MEMORY_BYTES, PRESSURE, SerialSpec,
+    VmSpec,
 };
 use crate::error::{Error, Result};
 use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity, Spelling};
@@ -65,6 +66,44 @@ pub fn memory_bytes(text: &str) -> Result<u64> {
         let bytes = number.checked_mul(unit_bytes)?;
         ((MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) && bytes % MIB == 0).then_some(bytes)
     })
+}
+
+/// `-balloon [deflate-on-oom=B][,free-page-reporting=B][,auto=B,floor=SIZE[,pressure=FILE]]`, which may be empty (rule
+/// D3.6).
+pub fn balloon(text: &str) -> Result<BalloonSpec> {
+    let mut balloon = BalloonSpec::default();
+    if text.is_empty() {
+        return Ok(balloon);
+    }
+    let keys = ["deflate-on-oom", "free-page-reporting", "auto", "floor", "pressure"];
+    let pairs = KeyValues::read("-balloon", text, &keys, |_, _| None)?;
+    balloon.deflate_on_oom = pairs.get_bool("deflate-on-oom")?.unwrap_or(balloon.deflate_on_oom);
+    balloon.free_page_reporting = pairs.get_bool("free-page-reporting")?.unwrap_or(balloon.free_page_reporting);
+    let auto = pairs.get_bool("auto")?.unwrap_or(false);
+    let floor = format!("the memory that the guest keeps, from {}M up, written 512M or 2G", MIN_BALLOON_BYTES >> 20);
+    let floor_bytes = pairs.get("floor", &floor, |size| {
+        let (number, unit) = number_and_unit(size)?;
+        let unit_bytes = match unit {
+            "M" => MIB,
+            "G" => GIB,
+            _ => return None,
+        };
+        number.checked_mul(unit_bytes).filter(|bytes| *bytes >= MIN_BALLOON_BYTES)
+    })?;
+    let pressure = pairs.get("pressure", "FILE (at most 4095 bytes)", file_path)?;
+    balloon.auto = match (auto, floor_bytes) {
+        (true, Some(floor_bytes)) => {
+            Some(AutoSpec { floor_bytes, pressure: pressure.unwrap_or_else(|| PRESSURE.into()) })
+        }
+        (true, None) => {
+            return Err(pairs.mistake(format!("\"auto\" needs to know how far it may go; accepted: floor={floor}")));
+        }
+        (false, _) if floor_bytes.is_some() || pressure.is_some() => {
+            return Err(pairs.mistake("\"floor\" and \"pressure\" say how \"auto\" works; accepted: with auto=on"));
+        }
+        (false, _) => None,
+    };
+    Ok(balloon)
 }
 
 /// `-drive id=,file=,...`.

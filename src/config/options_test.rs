@@ -407,3 +407,35 @@ fn an_unknown_key_is_answered_with_the_keys_of_its_family() {
     assert!(refused.ends_with(&format!("accepted keys: {}", throttling_keys().join(", "))), "{refused}");
     assert!(refused_limits("throttling.group").ends_with(&throttling_keys().join(", ")));
 }
+
+#[test]
+fn rule_d3_6_a_balloon_deflates_on_oom_if_asked_and_reports_free_pages_unless_asked_not_to() {
+    assert_eq!(balloon("").unwrap(), BalloonSpec { deflate_on_oom: false, free_page_reporting: true, auto: None });
+    for (text, deflate_on_oom, free_page_reporting) in [
+        ("deflate-on-oom=true", true, true),
+        ("deflate-on-oom=false", false, true),
+        ("free-page-reporting=off,deflate-on-oom=on", true, false),
+        ("auto=off", false, true),
+    ] {
+        let expected = BalloonSpec { deflate_on_oom, free_page_reporting, auto: None };
+        assert_eq!(balloon(text).unwrap(), expected, "{text}");
+    }
+    assert!(refusal(balloon("deflate-on-oom=1")).contains("\"1\" is no value of \"deflate-on-oom\""));
+    assert!(refusal(balloon("deflate_on_oom=on")).contains("did you mean \"deflate-on-oom\"?"));
+    assert!(refusal(balloon("true")).contains("accepted keys: deflate-on-oom"));
+}
+
+#[test]
+fn an_automatic_balloon_has_a_floor_and_its_words_mean_nothing_without_it() {
+    let auto = |floor_bytes, pressure: &str| Some(AutoSpec { floor_bytes, pressure: pressure.into() });
+    assert_eq!(balloon("auto=on,floor=512M").unwrap().auto, auto(512 << 20, "/proc/pressure/memory"));
+    assert_eq!(balloon("floor=1G,pressure=/a=b,auto=yes").unwrap().auto, auto(1 << 30, "/a=b"));
+    assert!(refusal(balloon("auto=on")).contains("accepted: floor=the memory that the guest keeps, from 32M up"));
+    for text in ["auto=on,floor=31M", "auto=on,floor=512", "auto=on,floor=1.5G", "auto=on,floor=18446744073709551615G"]
+    {
+        assert!(refusal(balloon(text)).contains("is no value of \"floor\""), "{text}");
+    }
+    for text in ["floor=512M", "pressure=/p", "auto=off,floor=512M"] {
+        assert!(refusal(balloon(text)).ends_with("accepted: with auto=on"), "{text}");
+    }
+}

@@ -15,6 +15,10 @@ pub const MAX_CPUS: u8 = 254;
 pub const MIN_MEMORY_BYTES: u64 = 16 << 20;
 /// The most guest memory, in bytes.
 pub const MAX_MEMORY_BYTES: u64 = 512 << 30;
+/// The least memory that a balloon may leave the guest, in bytes (rule D3.11).
+pub const MIN_BALLOON_BYTES: u64 = 32 << 20;
+/// Where the host tells of its memory pressure.
+pub const PRESSURE: &str = "/proc/pressure/memory";
 /// Guest memory when `-m` is not given, in bytes.
 pub const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
 /// The longest name of a machine, drive or iothread, in characters.
@@ -41,6 +45,8 @@ pub struct VmSpec {
     pub dump_guest_core: bool,
     /// `-machine mem-share=`: whether guest memory is mapped shared.
     pub mem_share: bool,
+    /// `-mem-path`: the file that guest memory is, or the folder for one without a name.
+    pub mem_path: Option<PathBuf>,
     /// `-kernel`.
     pub kernel: PathBuf,
     /// `-initrd`.
@@ -51,6 +57,8 @@ pub struct VmSpec {
     pub drives: Vec<DriveSpec>,
     /// `-iothread`, in the order given.
     pub iothreads: Vec<IothreadSpec>,
+    /// `-balloon`, as often as it was given: once at most (rule D3.5).
+    pub balloons: Vec<BalloonSpec>,
     /// `-serial`: what the first serial port is connected to.
     pub serial: SerialSpec,
     /// The management sockets: that of `-api-channel`, then those of `-qmp` in the order given.
@@ -74,11 +82,13 @@ impl VmSpec {
             memory_bytes: DEFAULT_MEMORY_BYTES,
             dump_guest_core: true,
             mem_share: false,
+            mem_path: None,
             kernel: kernel.into(),
             initrd: None,
             append: String::new(),
             drives: Vec::new(),
             iothreads: Vec::new(),
+            balloons: Vec::new(),
             serial: SerialSpec::None,
             qmp: Vec::new(),
             log: LogSpec::Stderr,
@@ -175,6 +185,32 @@ pub enum Aio {
 pub struct IothreadSpec {
     /// The thread's name on the host, and what a device names (rule D1.7).
     pub id: String,
+}
+
+/// `-balloon`: memory that the guest gives back (rules D3.1 to D3.11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalloonSpec {
+    /// `deflate-on-oom=`: whether a guest that runs out of memory may take it back by itself (rule D3.10).
+    pub deflate_on_oom: bool,
+    /// `free-page-reporting=`: whether the guest may report pages that are free anyway.
+    pub free_page_reporting: bool,
+    /// `auto=on`: whether the monitor itself moves the target.
+    pub auto: Option<AutoSpec>,
+}
+
+impl Default for BalloonSpec {
+    fn default() -> Self {
+        BalloonSpec { deflate_on_oom: false, free_page_reporting: true, auto: None }
+    }
+}
+
+/// `-balloon auto=on,...`: how far the monitor may go, and by what it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutoSpec {
+    /// `floor=`: the guest is left so many bytes.
+    pub floor_bytes: u64,
+    /// `pressure=`: the file that tells of the host's memory pressure.
+    pub pressure: PathBuf,
 }
 
 /// What the serial port is connected to.

@@ -49,11 +49,20 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
             numa_mem_supported: false,
             deprecated: false,
         }]),
-        Command::Stop | Command::Cont | Command::Quit | Command::BlockSetIoThrottle(_) => value(Empty {}),
+        // Control's own, which never come here.
+        Command::Stop
+        | Command::Cont
+        | Command::Quit
+        | Command::BlockSetIoThrottle(_)
+        | Command::Balloon(_)
+        | Command::QueryBalloon
+        | Command::QueryBalloonDetail
+        | Command::QueryBalloonStats
+        | Command::BalloonStatsInterval(_) => value(Empty {}),
     }
 }
 
-fn value(reply: impl Serialize) -> Result<Value> {
+pub(super) fn value(reply: impl Serialize) -> Result<Value> {
     serde_json::to_value(reply).context(|| "QMP: write the answer")
 }
 

@@ -7,6 +7,8 @@
 mod answers;
 mod console;
 mod listener;
+mod memory;
+mod pressure;
 mod run;
 mod session;
 mod signals;
@@ -14,6 +16,7 @@ mod throttle;
 
 pub use console::Console;
 pub use listener::Listener;
+pub use memory::Memory;
 pub use run::{Control, End, Message};
 pub use session::ToSession;
 pub use signals::Signals;

@@ -11,13 +11,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{error, info};
 use serde_json::{Value, json};
 
+use super::memory::Memory;
 use super::session::ToSession;
 use super::{answers, throttle};
+use crate::devices::balloon::BalloonNews;
 use crate::devices::block::{IoFailure, Kind};
-use crate::error::Result;
+use crate::error::{self, Error, Result};
 use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Lost, Receiver, Sender, channel};
 use crate::kvm::vcpu::VcpuEvent;
 use crate::machine::{Inventory, Notice};
+use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::command::Command;
 use crate::qmp::event::{BlockErrorAction, BlockIoError, Event, IoOperationType, Shutdown, ShutdownCause, Timestamp};
 use crate::qmp::reply::RunState;
@@ -76,6 +79,8 @@ type Asked = (Command, Done<Result<Value>>);
 /// The machine's run state, and who is to hear of it.
 pub struct Control {
     inventory: Inventory,
+    /// The balloon, if there is one.
+    memory: Option<Memory>,
     notices: Receiver<Notice>,
     messages: Receiver<Message>,
     /// For what is posted back to itself.
@@ -92,10 +97,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Control over `inventory`, whose vCPUs are running, or parking themselves if `frozen`. `end` is where it leaves
-    /// how the machine ended.
+    /// Control over `inventory` and, if there is a balloon, its `memory`. The vCPUs are running, or parking themselves if
+    /// `frozen`. `end` is where it leaves how the machine ended.
     pub fn new(
         inventory: Inventory,
+        memory: Option<Memory>,
         frozen: bool,
         notices: Receiver<Notice>,
         (sender, messages): (Sender<Message>, Receiver<Message>),
@@ -105,6 +111,7 @@ impl Control {
         let state = if frozen { State::Parking { left, launched: false } } else { State::Running };
         Control {
             inventory,
+            memory,
             notices,
             messages,
             sender,
@@ -127,14 +134,14 @@ impl Control {
         }
     }
 
-    fn message(&mut self, message: Message, now_ns: u64) {
+    fn message(&mut self, message: Message, cx: &mut Cx<'_>) {
         match message {
             Message::Joined(session) => {
                 // Who has gone is forgotten here too: a machine may see no event for months, and a client each second.
                 self.sessions.retain(|session| !session.is_closed());
                 self.sessions.push(session);
             }
-            Message::Command(command, done) => self.command(command, done, now_ns),
+            Message::Command(command, done) => self.command(command, done, cx),
             Message::End(cause) => self.finish(cause, End::Wanted),
             Message::Drained => self.drained(),
             Message::Dump => self.dump(),
@@ -142,7 +149,7 @@ impl Control {
         }
     }
 
-    fn notice(&mut self, notice: Notice) {
+    fn notice(&mut self, notice: Notice, cx: &mut Cx<'_>) -> Result<()> {
         match notice {
             Notice::Vcpu(VcpuEvent::Parked) => self.parked(),
             Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.finish(ShutdownCause::GuestReset, End::Wanted),
@@ -150,10 +157,21 @@ impl Control {
             Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
             Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
             Notice::IoFailure(drive, failure) => self.io_failure(drive, &failure),
+            Notice::Balloon(news) => {
+                let Some(memory) = &mut self.memory else { return Ok(()) };
+                match news {
+                    BalloonNews::Changed => {
+                        let info = memory.changed(cx)?;
+                        self.balloon_changed(info);
+                    }
+                    BalloonNews::Statistics(values) => memory.statistics(values, cx.now_ns()),
+                }
+            }
         }
+        Ok(())
     }
 
-    fn command(&mut self, command: Command, done: Done<Result<Value>>, now_ns: u64) {
+    fn command(&mut self, command: Command, done: Done<Result<Value>>, cx: &mut Cx<'_>) {
         match command {
             Command::Stop | Command::Cont => {
                 self.waiting.push_back((command, done));
@@ -164,7 +182,35 @@ impl Control {
                 self.finish(ShutdownCause::HostQmpQuit, End::Wanted);
             }
             Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.drives, done),
-            query => done.end(answers::answer(&query, self.run_state(), &self.inventory, now_ns)),
+            Command::Balloon(_)
+            | Command::QueryBalloon
+            | Command::QueryBalloonDetail
+            | Command::QueryBalloonStats
+            | Command::BalloonStatsInterval(_) => done.end(self.balloon(&command, cx)),
+            query => done.end(answers::answer(&query, self.run_state(), &self.inventory, cx.now_ns())),
+        }
+    }
+
+    /// A command about the balloon. None waits for the guest.
+    fn balloon(&mut self, command: &Command, cx: &mut Cx<'_>) -> Result<Value> {
+        let memory = self
+            .memory
+            .as_mut()
+            .ok_or_else(|| Error::new(error::Kind::NotActive, "No balloon device has been activated"))?;
+        match command {
+            Command::Balloon(asked) => memory.set_target(asked.value.0, cx.now_ns()).map(|()| json!({})),
+            Command::QueryBalloon => memory.info().and_then(answers::value),
+            Command::QueryBalloonDetail => memory.detail(cx.now_ns()).and_then(answers::value),
+            Command::QueryBalloonStats => memory.stats().and_then(answers::value),
+            Command::BalloonStatsInterval(asked) => memory.set_interval(asked.seconds, cx).map(|()| json!({})),
+            _ => Ok(json!({})),
+        }
+    }
+
+    fn balloon_changed(&mut self, info: Option<BalloonInfo>) {
+        if let Some(info) = info {
+            self.tell(&Event::BalloonChanged(info.clone()));
+            self.tell(&Event::BalloonChange(info));
         }
     }
 
@@ -310,7 +356,7 @@ impl Handler for Control {
         cx.listen(&self.notices, 0);
         cx.listen(&self.messages, 1);
         cx.listen(&self.leave.1, LEAVE);
-        Ok(())
+        self.memory.as_mut().map_or(Ok(()), |memory| memory.attach(cx))
     }
 
     fn ready(&mut self, event: LoopEvent, cx: &mut Cx<'_>) -> Result<Flow> {
@@ -319,10 +365,14 @@ impl Handler for Control {
             return Ok(Flow::Done);
         }
         while let Some(notice) = self.notices.receive() {
-            self.notice(notice);
+            self.notice(notice, cx)?;
         }
         while let Some(message) = self.messages.receive() {
-            self.message(message, cx.now_ns());
+            self.message(message, cx);
+        }
+        if let Some(memory) = &mut self.memory {
+            let info = memory.ready(event.tag, cx)?;
+            self.balloon_changed(info);
         }
         Ok(Flow::Done)
     }

@@ -6,17 +6,20 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use log::info;
+
 use super::board::Board;
-use super::inventory::{Drive, Inventory, Notice};
+use super::inventory::{self, Drive, Inventory, Notice};
 use super::{acpi, boot, layout, mptable};
 use crate::bus::{Bus, Range};
-use crate::config::spec::{DriveSpec, SerialSpec, VmSpec};
+use crate::config::spec::{BalloonSpec, DriveSpec, SerialSpec, VmSpec};
+use crate::devices::balloon::{Balloon, BalloonNews};
 use crate::devices::block::{Block, IoFailure, Throttle};
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialEvent};
 use crate::disk::Disk;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::event::thread::LoopThread;
 use crate::event::{EventLoop, Sender};
 use crate::kvm::irq::Irq;
@@ -32,6 +35,7 @@ pub struct Machine {
     buses: Buses,
     notices: Sender<Notice>,
     inventory: Inventory,
+    balloon: Option<inventory::Balloon>,
     serial: Arc<Mutex<Serial>>,
     lines: Vec<Irq>,
     iothreads: Vec<LoopThread>,
@@ -57,7 +61,10 @@ impl Machine {
         notices: Sender<Notice>,
         serial_events: Sender<SerialEvent>,
     ) -> Result<Machine> {
-        let ram = memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?;
+        let ram = match &spec.mem_path {
+            None => memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
+            Some(path) => memory::allocate_on(path, spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
+        };
         let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
         let vm = Arc::new(Vm::new(ram.clone())?);
         let iothreads = spec
@@ -77,6 +84,13 @@ impl Machine {
             let home = drive.iothread.as_ref().and_then(|id| iothreads.iter().find(|thread| thread.id() == id));
             board.plug(block, home.map(LoopThread::remote), main)?;
         }
+        let mut balloon = None;
+        if let Some(asked) = spec.balloons.first() {
+            let (device, part) = self::balloon(asked, spec, &ram, &notices)?;
+            balloon = Some(part);
+            // In the main loop: giving pages back is no work for an iothread's disks (rule D1.3).
+            board.plug(device, None, main)?;
+        }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
         let vcpus = prepare_vcpus(spec, &vm, &board)?;
@@ -90,12 +104,17 @@ impl Machine {
             main: main.remote(),
         };
         let buses = Buses { pio, mmio: Bus::new(soldered.mmio)? };
-        Ok(Machine { vcpus, buses, notices, inventory, serial, lines: soldered.lines, iothreads })
+        Ok(Machine { vcpus, buses, notices, inventory, balloon, serial, lines: soldered.lines, iothreads })
     }
 
     /// The serial port, for whoever feeds it.
     pub fn serial(&self) -> &Arc<Mutex<Serial>> {
         &self.serial
+    }
+
+    /// The balloon, for who is to move it; `None` if there is none, or if it has been taken.
+    pub fn take_balloon(&mut self) -> Option<inventory::Balloon> {
+        self.balloon.take()
     }
 
     /// Starts the vCPUs: running, or `frozen` before their first instruction.
@@ -138,6 +157,54 @@ fn block(drive: &DriveSpec, disk: Disk, throttle: Throttle, ram: &Arc<GuestRam>,
     });
     let serial = drive.serial.as_deref().unwrap_or(&drive.id);
     Block::new(&drive.id, serial, disk, throttle, ram.clone(), report)
+}
+
+/// The balloon, if this memory can be given back in pages.
+fn balloon(
+    asked: &BalloonSpec,
+    spec: &VmSpec,
+    ram: &Arc<GuestRam>,
+    notices: &Sender<Notice>,
+) -> Result<(Balloon, inventory::Balloon)> {
+    const WHAT: &str = "-balloon: look at guest memory";
+    let page_bytes = memory::page_bytes(ram).context(|| WHAT)?;
+    if page_bytes != memory::PAGE_BYTES {
+        return Err(Error::usage(format!(
+            "-balloon: guest memory consists of pages of {} KiB (-mem-path), and the guest gives away pages of {} KiB, of \
+             which none could go back to the host (rules D3.2, D3.3); accepted: one of the two options, or a -mem-path that \
+             is not on hugetlbfs",
+            page_bytes >> 10,
+            memory::PAGE_BYTES >> 10
+        )));
+    }
+    memory::can_discard(ram).map_err(|e| {
+        Error::usage(
+            "-balloon: the file system of -mem-path can make no holes in a file, so none of its memory could go back to the \
+             host; accepted: another path, mem-share=off, or no balloon",
+        )
+        .because(e)
+    })?;
+    let zeros = memory::leaves_zeros(ram).context(|| WHAT)?;
+    if asked.free_page_reporting && !zeros {
+        info!(
+            "-balloon: no free page reporting, for a page that was given back would read as the file of -mem-path does"
+        );
+    }
+    let reports_free_pages = asked.free_page_reporting && zeros;
+    let notices = notices.clone();
+    let report = Box::new(move |news: BalloonNews| {
+        // As in `block`.
+        let _ = notices.send(Notice::Balloon(news));
+    });
+    let device = Balloon::new(ram.clone(), asked.deflate_on_oom, reports_free_pages, report);
+    let part = inventory::Balloon {
+        spec: asked.clone(),
+        memory_bytes: spec.memory_bytes,
+        reports_free_pages,
+        counters: device.counters(),
+        orders: device.orders(),
+    };
+    Ok((device, part))
 }
 
 /// The serial port at its interrupt, connected as asked.

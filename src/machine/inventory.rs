@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use crate::config::spec::DriveSpec;
+use crate::config::spec::{BalloonSpec, DriveSpec};
+use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
@@ -21,6 +22,8 @@ pub enum Notice {
     Reset,
     /// The drive of that id could not do on the host what the guest asked.
     IoFailure(String, IoFailure),
+    /// The balloon has something to say.
+    Balloon(BalloonNews),
 }
 
 /// The parts of one machine.
@@ -37,6 +40,20 @@ pub struct Inventory {
     pub iothreads: Vec<(String, Remote)>,
     /// The main loop.
     pub main: Remote,
+}
+
+/// The balloon as the control plane knows it.
+pub struct Balloon {
+    /// What its user asked for.
+    pub spec: BalloonSpec,
+    /// The memory that the guest was started with, in bytes.
+    pub memory_bytes: u64,
+    /// Whether it lets the guest report free pages: it was not asked not to, and the memory allows it.
+    pub reports_free_pages: bool,
+    /// What is in it.
+    pub counters: Arc<BalloonCounters>,
+    /// The way to tell it what is wanted.
+    pub orders: Sender<Order>,
 }
 
 /// A drive as the control plane knows it.

@@ -13,4 +13,4 @@ pub mod mptable;
 mod testing;
 
 pub use builder::{Machine, Threads};
-pub use inventory::{Drive, Inventory, Notice};
+pub use inventory::{Balloon, Drive, Inventory, Notice};

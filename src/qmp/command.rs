@@ -8,6 +8,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
+use crate::qmp::balloon::{BalloonArguments, BalloonDetail, BalloonInfo, BalloonStats, BalloonStatsInterval};
 use crate::qmp::block::{BlockIOThrottle, BlockInfo, BlockStats};
 use crate::qmp::introspect::SchemaInfo;
 use crate::qmp::reply::{
@@ -120,6 +121,16 @@ commands! {
         "query-blockstats" => QueryBlockstats -> Vec<BlockStats>,
         /// Limit a disk, or what its group shares.
         "block_set_io_throttle" => BlockSetIoThrottle(BlockIOThrottle) -> Empty,
+        /// How much memory the guest shall have.
+        "balloon" => Balloon(BalloonArguments) -> Empty,
+        /// How much memory the guest has.
+        "query-balloon" => QueryBalloon -> BalloonInfo,
+        /// Where the memory is.
+        "query-balloon-detail" => QueryBalloonDetail -> BalloonDetail,
+        /// What the guest says of its memory.
+        "query-balloon-stats" => QueryBalloonStats -> BalloonStats,
+        /// How often the guest is asked.
+        "balloon-stats-interval" => BalloonStatsInterval(BalloonStatsInterval) -> Empty,
         /// The machine types.
         "query-machines" => QueryMachines -> Vec<MachineInfo>,
     }
@@ -152,7 +163,10 @@ mod tests {
     #[test]
     fn every_command_stands_once_in_the_table_and_is_parsed_by_its_name() {
         for (index, entry) in COMMANDS.iter().enumerate() {
-            assert!(ask(entry.name, &json!({})).is_ok(), "{}", entry.name);
+            let missing = entry.arguments.members.iter().find(|member| !member.optional);
+            let told = ask(entry.name, &json!({})).err().map(|error| error.to_string());
+            let expected = missing.map(|member| format!("Parameter '{}' is missing", member.name));
+            assert_eq!(told, expected, "{}", entry.name);
             assert!(COMMANDS[..index].iter().all(|other| other.name != entry.name), "{} twice", entry.name);
         }
         assert_eq!(ask("cont", &json!({})).unwrap(), Asked::Command(Command::Cont));

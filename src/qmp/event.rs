@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::schema::{Empty, Object, names, object};
 
 names! {
@@ -96,6 +97,10 @@ events! {
     "SHUTDOWN" => Shutdown(Shutdown),
     /// A disk's request failed on the host; the guest was told.
     "BLOCK_IO_ERROR" => BlockIoError(BlockIoError),
+    /// The guest has given memory away or taken it back; the name of the system we replace.
+    "BALLOON_CHANGED" => BalloonChanged(BalloonInfo),
+    /// The same under QEMU's name.
+    "BALLOON_CHANGE" => BalloonChange(BalloonInfo),
     /// This client missed events.
     "EVENTS_LOST" => EventsLost(EventsLost),
 }
@@ -160,6 +165,8 @@ mod tests {
                 nospace: Some(true),
                 reason: "No space left on device".into(),
             }),
+            Event::BalloonChanged(BalloonInfo { actual: 1 << 30 }),
+            Event::BalloonChange(BalloonInfo { actual: 1 << 30 }),
             Event::EventsLost(EventsLost { count: 3 }),
         ];
         assert_eq!(events.len(), EVENTS.len());

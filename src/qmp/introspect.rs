@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::qmp::command::COMMANDS;
 use crate::qmp::event::EVENTS;
-use crate::qmp::schema::{Enum, Member, Object, Type, Typed, Variants, names, object};
+use crate::qmp::schema::{Alternate, Enum, Member, Object, Type, Typed, Variants, names, object};
 
 /// One command, event or type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,6 +32,8 @@ pub enum Meta {
     Array(SchemaInfoArray),
     /// Members by name.
     Object(SchemaInfoObject),
+    /// One of several shapes.
+    Alternate(SchemaInfoAlternate),
     /// A command.
     Command(SchemaInfoCommand),
     /// An event.
@@ -49,6 +51,8 @@ names! {
         "array" => Array,
         /// [`Meta::Object`]
         "object" => Object,
+        /// [`Meta::Alternate`]
+        "alternate" => Alternate,
         /// [`Meta::Command`]
         "command" => Command,
         /// [`Meta::Event`]
@@ -123,6 +127,18 @@ object! {
         "type" => kind: String,
     }
 
+    /// One of several shapes.
+    pub struct SchemaInfoAlternate {
+        /// The shapes.
+        "members" => members: Vec<SchemaInfoAlternateMember>,
+    }
+
+    /// One of the shapes.
+    pub struct SchemaInfoAlternateMember {
+        /// Its type.
+        "type" => kind: String,
+    }
+
     /// A command.
     pub struct SchemaInfoCommand {
         /// The type of `arguments`.
@@ -152,6 +168,7 @@ impl Typed for SchemaInfo {
                 ("enum", SchemaInfoEnum::OBJECT),
                 ("array", SchemaInfoArray::OBJECT),
                 ("object", SchemaInfoObject::OBJECT),
+                ("alternate", SchemaInfoAlternate::OBJECT),
                 ("command", SchemaInfoCommand::OBJECT),
                 ("event", SchemaInfoEvent::OBJECT),
             ],
@@ -198,7 +215,15 @@ impl Types {
             }
             Type::Enum(this) => self.enumeration(this),
             Type::Object(this) => self.object(this),
+            Type::Alternate(this) => self.alternate(this),
         }
+    }
+
+    fn alternate(&mut self, this: &Alternate) -> String {
+        self.add(this.name.to_owned(), |types| {
+            let members = this.choices.iter().map(|choice| SchemaInfoAlternateMember { kind: types.any(choice) });
+            Meta::Alternate(SchemaInfoAlternate { members: members.collect() })
+        })
     }
 
     fn builtin(&mut self, name: &str, json_type: JsonType) -> String {
@@ -287,6 +312,7 @@ mod tests {
             let (name, shape) = match kind {
                 Type::Array(element) => return walk(element, shapes),
                 Type::Enum(this) => (this.name, format!("{this:?}")),
+                Type::Alternate(this) => (this.name, format!("{this:?}")),
                 Type::Object(this) => {
                     let cases = this.variants.iter().flat_map(|variants| variants.cases);
                     this.members.iter().for_each(|member| walk(member.kind, shapes));
@@ -322,6 +348,8 @@ mod tests {
         assert_eq!(find("[CpuInfo]"), r#"{"name":"[CpuInfo]","meta-type":"array","element-type":"CpuInfo"}"#);
         let name =
             r#"{"name":"NameInfo","meta-type":"object","members":[{"name":"name","type":"str","default":null}]}"#;
+        let size = r#"{"name":"MemorySize","meta-type":"alternate","members":[{"type":"int"},{"type":"str"}]}"#;
+        assert_eq!(find("MemorySize"), size);
         assert_eq!(find("NameInfo"), name);
         assert_eq!(find("CommandInfo"), name.replace("NameInfo", "CommandInfo").replace(",\"default\":null", ""));
     }

@@ -28,6 +28,19 @@ pub enum Type {
     Enum(&'static Enum),
     /// Members by name.
     Object(&'static Object),
+    /// One of several shapes.
+    Alternate(&'static Alternate),
+}
+
+/// A type whose values have one of several shapes.
+#[derive(Debug)]
+pub struct Alternate {
+    /// The type's name.
+    pub name: &'static str,
+    /// The shapes.
+    pub choices: &'static [&'static Type],
+    /// What a value means, for who wrote another.
+    pub accepted: &'static str,
 }
 
 /// A type with a finite number of values, each a string.
@@ -198,10 +211,16 @@ impl Type {
             }
             (Type::Enum(this), Value::String(name)) => this.check(name, place),
             (Type::Object(this), Value::Object(members)) => this.check(members, place),
+            (Type::Alternate(this), value) => {
+                let fits = this.choices.iter().any(|choice| choice.check(value, place).is_ok());
+                let told = || format!("Parameter '{place}' takes {}, not {value}", this.accepted);
+                if fits { Ok(()) } else { Err(told()) }
+            }
             _ => Err(format!("Invalid parameter type for '{place}', expected: {}", self.expected())),
         }
     }
 
+    /// The word for this shape.
     fn expected(&self) -> &'static str {
         match self {
             Type::Str | Type::Enum(_) => "string",
@@ -210,6 +229,7 @@ impl Type {
             Type::Null => "null",
             Type::Array(_) => "array",
             Type::Object(_) => "object",
+            Type::Alternate(this) => this.accepted,
         }
     }
 }
