@@ -14,6 +14,7 @@ mod proc;
 mod pty;
 mod stall;
 
+mod balloon;
 mod disk;
 mod iothread;
 mod machine;

@@ -1,5 +1,6 @@
 //! One mode a test, chosen by the word `mode=`.
 
+mod balloon;
 mod blk_check;
 mod blk_hostile;
 mod blk_load;
@@ -21,6 +22,7 @@ use crate::text::Outcome;
 pub fn run(mode: &str, machine: &Machine) -> Outcome {
     match mode {
         "hello" => hello::run(machine),
+        "balloon" => balloon::run(machine.words),
         "blk-check" => blk_check::run(machine.words),
         "blk-load" => blk_load::run(machine.words),
         "blk-verify" => blk_verify::run(machine.words),
