@@ -116,7 +116,7 @@ impl<D: Device> Worker<D> {
             match cx.own(kick, queue) {
                 Ok(kick) => {
                     let number = queue as usize;
-                    self.queues.push(Queue { number, kick, waits: false, idle: false, deaf: false, went: 0 });
+                    self.queues.push(Queue { number, kick, waits: true, idle: false, deaf: false, went: 0 });
                 }
                 Err(e) => {
                     error!("{}: {e}", self.device.id());
@@ -130,6 +130,8 @@ impl<D: Device> Worker<D> {
             self.hear_kicks(Interest::NONE, cx);
         }
         self.live = true;
+        // Linux kicks some queues before DRIVER_OK, when there was nobody to hear it: each is looked at once.
+        self.ask_again(cx);
     }
 
     fn hear_kicks(&mut self, interest: Interest, cx: &mut Cx<'_>) {

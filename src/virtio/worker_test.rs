@@ -345,6 +345,25 @@ fn a_kick_that_came_before_the_worker_heard_of_the_driver_is_told() {
 }
 
 #[test]
+fn chains_from_before_the_driver_was_ready_are_served_without_a_kick_and_after_a_pause_too() {
+    for paused in [false, true] {
+        let (mut guest, held) = guest(&[8, 8, 8]);
+        if paused {
+            guest.command(Command::Pause);
+        }
+        guest.negotiate(VERSION_1);
+        let mut vrings = [0, 2].map(|queue| guest.set_up(queue, 8, false));
+        vrings.iter_mut().for_each(|vring| drop(vring.add(SLOW)));
+        guest.driver_ok();
+        guest.turn();
+        assert_eq!(held.held().len(), if paused { 0 } else { 2 });
+        assert!(guest.worker.send(Command::Resume).is_ok());
+        guest.turn();
+        assert_eq!(held.held().iter().map(|chain| chain.0).collect::<Vec<_>>(), [0, 2]);
+    }
+}
+
+#[test]
 fn a_vcpu_that_resets_a_device_whose_loop_is_gone_does_not_wait() {
     let (mut guest, _held) = guest(&[8]);
     let _ = guest.start(0, 8);
