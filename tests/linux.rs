@@ -243,6 +243,163 @@ fn rule_d2_3_linux_counts_two_hundred_reads_a_second_from_a_disk_of_so_many() {
     assert_no_trouble(&monitor);
 }
 
+/// A guest that does with its memory what it is told (tools/linux/tests/memory).
+struct Guest {
+    monitor: Monitor,
+    qmp: Qmp,
+    ready: usize,
+}
+
+impl Guest {
+    const MIB: u64 = 512;
+
+    fn start(balloon: &str, more: &[&str]) -> Guest {
+        let memory = format!("{}M", Guest::MIB);
+        let options = [&["-m", &memory, "-balloon", balloon], more].concat();
+        let monitor = Monitor::start("vmlinuz", "loopvisor.script=memory loglevel=5", &options);
+        let qmp = monitor.qmp();
+        let (ready, _) = monitor.wait_for("memory: ready", 0);
+        Guest { monitor, qmp, ready }
+    }
+
+    /// Has a command carried out.
+    fn run(&mut self, command: &str) {
+        self.monitor.type_line(command);
+        self.ready = self.monitor.wait_for("memory: ready", self.ready).0;
+    }
+
+    /// What it says of its memory, in KiB: total, free, available, cached.
+    fn mem(&mut self) -> [u64; 4] {
+        self.run("mem");
+        let lines = self.monitor.lines("mem: ");
+        let numbers: Vec<u64> = lines.last().unwrap().split(' ').map(|word| word.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    }
+
+    fn resident_kib(&self) -> u64 {
+        self.monitor.status_kib("RssAnon")
+    }
+
+    /// Waits until what QMP says of the balloon is as it should be.
+    fn until(&mut self, what: &str, mut is: impl FnMut(&Value) -> bool) -> Value {
+        let until = std::time::Instant::now() + monitor::LIMIT;
+        loop {
+            let detail = self.qmp.run("query-balloon-detail");
+            if is(&detail) {
+                return detail;
+            }
+            assert!(std::time::Instant::now() < until, "{what}: {detail}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    /// Sets the target and waits until it is reached.
+    fn balloon(&mut self, mib: u64) {
+        self.qmp.run_with("balloon", &json!({ "value": mib << 20 }));
+        self.until("the target", |detail| detail["actual"] == mib << 20);
+    }
+
+    fn end(mut self) {
+        self.monitor.type_line("end");
+        self.monitor.wait_for("loopvisor guest is done", 0);
+        assert_eq!(self.monitor.wait(), 0);
+    }
+}
+
+/// Within two parts in a hundred of all the guest's memory.
+#[track_caller]
+fn assert_about(what: &str, found: i64, expected: i64) {
+    let allowed = (Guest::MIB << 10) as i64 / 50;
+    println!("{what}: {found} KiB, expected {expected}");
+    assert!((found - expected).abs() <= allowed, "{what}: {found} KiB and not {expected}, give or take {allowed}");
+}
+
+/// Rules D3.1, D3.8, D3.9 and the hard half of D3.10.
+#[test]
+fn rule_d3_1_half_of_linux_goes_back_to_the_host_and_comes_again_and_without_deflate_on_oom_a_hog_dies() {
+    let mut guest = Guest::start("deflate-on-oom=false,free-page-reporting=off", &[]);
+    // All of it has been used once, so all of it is the host's to lose.
+    guest.run("fill 420");
+    let (before, resident) = (guest.mem(), guest.resident_kib());
+    guest.balloon(256);
+    let (half, half_resident) = (guest.mem(), guest.resident_kib());
+    let change = |from: u64, to: u64| to as i64 - from as i64;
+    assert_about("MemTotal falls", change(before[0], half[0]), -(256 << 10));
+    assert_about("MemFree falls", change(before[1], half[1]), -(256 << 10));
+    assert_about("resident falls", change(resident, half_resident), -(256 << 10));
+    let detail = guest.qmp.run("query-balloon-detail");
+    assert_about("reclaimed", (detail["reclaimed-bytes"].as_u64().unwrap() >> 10) as i64, 256 << 10);
+    guest.qmp.run_with("balloon-stats-interval", &json!({"seconds": 1}));
+    guest.balloon(512);
+    let again = guest.mem();
+    assert_about("MemTotal comes back", change(before[0], again[0]), 0);
+    guest.run("fill 420");
+    assert_about("resident comes back", change(resident, guest.resident_kib()), 0);
+
+    // What the guest says through the device is what it says itself.
+    let stale = guest.qmp.run("query-balloon-stats")["last-update"].as_u64().unwrap();
+    let until = std::time::Instant::now() + monitor::LIMIT;
+    let stats = loop {
+        let stats = guest.qmp.run("query-balloon-stats");
+        if stats["last-update"].as_u64().unwrap() > stale {
+            break stats["stats"].clone();
+        }
+        assert!(std::time::Instant::now() < until, "no statistics: {stats}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    let now = guest.mem();
+    for (place, name) in
+        ["stat-total-memory", "stat-free-memory", "stat-available-memory", "stat-disk-caches"].iter().enumerate()
+    {
+        assert_about(name, (stats[*name].as_u64().unwrap() >> 10) as i64, now[place] as i64);
+    }
+    assert!(stats["stat-minor-faults"].as_u64().unwrap() > 1000, "{stats}");
+
+    guest.balloon(200);
+    guest.run("hog 300");
+    assert_eq!(guest.monitor.lines("hog: "), ["killed"]);
+    assert!(guest.monitor.console().contains("Out of memory: Killed process"));
+    assert_eq!(guest.qmp.run("query-balloon")["actual"], 200 << 20, "nothing came out of the balloon");
+    guest.end();
+}
+
+/// Free page reporting, and the soft half of rule D3.10.
+#[test]
+fn rule_d3_10_a_hog_lives_with_deflate_on_oom_and_what_linux_frees_goes_back_without_being_asked_for() {
+    let directory = Directory::new();
+    let drive = format!("id=vda,file={},direct=off", directory.image("disk.img", 256 << 20));
+    let mut guest = Guest::start("deflate-on-oom=true", &["-drive", &drive]);
+    guest.run("drop");
+    let quiet = |guest: &mut Guest| {
+        // Linux reports two seconds after it has freed something.
+        let mut last = 0;
+        guest.until("the reports end", |detail| {
+            std::thread::sleep(std::time::Duration::from_secs(4));
+            std::mem::replace(&mut last, detail["reported-bytes"].as_u64().unwrap()) == last
+        })
+    };
+    quiet(&mut guest);
+    let empty = guest.resident_kib();
+    guest.run("cache 256");
+    let full = guest.resident_kib();
+    assert!(full > empty + (240 << 10), "{empty} to {full} KiB");
+    guest.run("drop");
+    let detail = quiet(&mut guest);
+    let left = guest.resident_kib();
+    println!("resident: {empty} KiB, with the cache {full}, without {left}; {detail}");
+    assert!(left < empty + (256 << 10) / 5, "four fifths of the cache at least are back: {empty}, {full}, {left}");
+    assert_eq!(detail["actual"], Guest::MIB << 20, "nothing is missing from the guest");
+
+    guest.balloon(200);
+    guest.run("hog 300");
+    assert_eq!(guest.monitor.lines("hog: "), ["lives"]);
+    assert!(!guest.monitor.console().contains("Out of memory"));
+    let detail = guest.until("what it took", |detail| detail["actual"].as_u64().unwrap() > 250 << 20);
+    assert_eq!(detail["target"], 200 << 20);
+    assert!(detail["residual-bytes"].as_u64().unwrap() > 50 << 20, "{detail}");
+    guest.end();
+}
+
 /// A machine that resets itself ends: `words` and `options` say which and how, `check` what else is to be true.
 fn resets(words: &str, options: &[&str], check: impl FnOnce(&Monitor)) {
     let mut monitor = Monitor::start("vmlinuz", words, options);

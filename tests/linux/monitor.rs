@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -114,6 +114,7 @@ impl Output {
 /// A running monitor with a guest.
 pub struct Monitor {
     child: Child,
+    keyboard: ChildStdin,
     console: Output,
     log: Output,
     socket: String,
@@ -135,14 +136,27 @@ impl Monitor {
             .args(["-serial", "stdio", "-qmp", &format!("unix:{socket},server,nowait")])
             .args(options)
             .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let console = Output::collect(child.stdout.take().unwrap());
         let log = Output::collect(child.stderr.take().unwrap());
-        Monitor { child, console, log, socket, _directory: directory }
+        let keyboard = child.stdin.take().unwrap();
+        Monitor { child, keyboard, console, log, socket, _directory: directory }
+    }
+
+    /// Types a line on the guest's serial port.
+    pub fn type_line(&mut self, line: &str) {
+        writeln!(self.keyboard, "{line}").unwrap();
+    }
+
+    /// A number of the monitor's own from the host's /proc, such as `RssAnon`, in KiB.
+    pub fn status_kib(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap()
     }
 
     /// Everything the guest has written to its serial port.
@@ -224,7 +238,12 @@ pub struct Qmp {
 impl Qmp {
     /// The answer to a command without arguments; events that come before it are kept.
     pub fn run(&mut self, command: &str) -> Value {
-        writeln!(self.lines.get_mut(), "{}", json!({ "execute": command })).unwrap();
+        self.run_with(command, &json!({}))
+    }
+
+    /// The same with arguments.
+    pub fn run_with(&mut self, command: &str, arguments: &Value) -> Value {
+        writeln!(self.lines.get_mut(), "{}", json!({ "execute": command, "arguments": arguments })).unwrap();
         loop {
             let answer = self.next().unwrap_or_else(|| panic!("{command}: the connection ended"));
             match answer.get("return") {
