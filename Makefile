@@ -9,7 +9,7 @@ export CPUS MEM DRIVE APPEND KERNEL INITRD
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build guest linux boot test lint bench bench-qos bench-nested doc clean
+.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-nested doc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,12 @@ bench-qos: ## measure the limits of disks beside QEMU's, draw docs/img/qos.svg: 
 	@cargo build --release
 	@cargo build --release --manifest-path tests/guest/Cargo.toml
 	@cargo run --release --manifest-path tools/bench/Cargo.toml -- qos $(QOS)
+
+bench-balloon: ## measure how memory goes back to the host and comes again, beside QEMU's: about three minutes
+	@tools/deps build bench
+	@cargo build --release
+	@cargo build --release --manifest-path tests/guest/Cargo.toml
+	@cargo run --release --manifest-path tools/bench/Cargo.toml -- balloon
 
 bench-nested: ## measure the boot of Debian's kernel in the nested host, by a clock that counts instructions
 	@tools/deps build linux bench

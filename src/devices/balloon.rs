@@ -18,7 +18,7 @@ use vm_memory::GuestAddress;
 
 use crate::error::Result;
 use crate::event::{Cx, Receiver, Sender, channel};
-use crate::memory::{GuestRam, PAGE_BYTES, discard};
+use crate::memory::{Discard, GuestRam, PAGE_BYTES};
 use crate::qos::{Direction, Wait};
 use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict, gather};
 use pages::Pages;
@@ -42,9 +42,12 @@ const DEFLATE: usize = 1;
 /// a gap; the specification counts the one for hints, which is not offered here, and comes to 4 for reporting.
 const QUEUE_SIZES: [u16; 5] = [256, 256, 64, 64, 64];
 
-/// Pages that are worked on before the other handlers of the loop have their turn (G10): giving them back is most of a
-/// millisecond.
+/// Pages that are worked on before the other handlers of the loop have their turn (G10), if they are neighbours. Giving them
+/// back is a fraction of a millisecond.
 const PAGES_PER_TURN: usize = 1024;
+/// Pages that are worked on if they are not: each costs as much as many neighbours, most of it for interrupting the vCPUs
+/// that run. Which it will be is known from the last batch.
+const RANGES_PER_TURN: usize = 64;
 /// A statistic: a tag of 16 bits and a value of 64, packed (section 5.5.6.4).
 const STATISTIC_BYTES: usize = 10;
 /// Statistics that are read of one buffer. Linux knows 16.
@@ -85,10 +88,12 @@ pub struct Balloon {
     pages: Pages,
     /// How far the chain is worked on that each queue holds back, in bytes of its buffers.
     done_bytes: [u64; QUEUE_SIZES.len()],
-    /// What is left of this turn's pages.
+    /// Pages of a turn, and what is left of them in this one.
+    pace: usize,
     budget: usize,
     /// What is to be given back at the end of the batch: first page and number of pages.
     batch: Vec<(u64, u64)>,
+    discard: Discard,
     /// Chains that end with the batch: queue and head.
     finished: Vec<(usize, u16)>,
     statistics: Statistics,
@@ -113,6 +118,7 @@ impl Balloon {
         let reporting = if free_page_reporting { PAGE_REPORTING | PAGE_POISON } else { 0 };
         Balloon {
             pages: Pages::new(&ram),
+            discard: Discard::new(ram.clone()),
             ram,
             features: STATS_VQ | oom | reporting,
             agreed: 0,
@@ -120,6 +126,7 @@ impl Balloon {
             target: 0,
             target_is_new: false,
             done_bytes: [0; QUEUE_SIZES.len()],
+            pace: PAGES_PER_TURN,
             budget: PAGES_PER_TURN,
             batch: Vec::with_capacity(PAGES_PER_TURN),
             finished: Vec::new(),
@@ -234,7 +241,11 @@ impl Balloon {
 
     /// Gives back the batch, neighbours together.
     fn discard_batch(&mut self, now_ns: u64) {
+        if self.batch.is_empty() {
+            return;
+        }
         self.batch.sort_unstable();
+        let mut ranges = 0;
         let mut runs = self.batch.drain(..).peekable();
         while let Some((first, count)) = runs.next() {
             let mut end = first + count;
@@ -242,10 +253,18 @@ impl Balloon {
                 end = end.max(next + count);
             }
             let len = (end - first) * PAGE_BYTES;
-            match discard(&self.ram, GuestAddress(first * PAGE_BYTES), len as usize) {
-                Ok(bytes) => self.counters.add_reclaimed(bytes),
-                Err(e) => self.log.warn(now_ns, ID, &format!("give {} KiB back to the host: {e}", len >> 10)),
-            }
+            ranges += 1;
+            // What is in the batch has been found to be memory.
+            let _ = self.discard.add(GuestAddress(first * PAGE_BYTES), len as usize);
+        }
+        if ranges > RANGES_PER_TURN {
+            self.pace = (self.pace * RANGES_PER_TURN / ranges).max(RANGES_PER_TURN);
+        } else if 2 * ranges <= RANGES_PER_TURN {
+            self.pace = (2 * self.pace).min(PAGES_PER_TURN);
+        }
+        match self.discard.give_back() {
+            Ok(bytes) => self.counters.add_reclaimed(bytes),
+            Err(e) => self.log.warn(now_ns, ID, &format!("give memory back to the host: {e}")),
         }
     }
 
@@ -339,7 +358,7 @@ impl Device for Balloon {
 
     fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>) {
         self.discard_batch(now_ns);
-        self.budget = PAGES_PER_TURN;
+        self.budget = self.pace;
         for (queue, head) in self.finished.drain(..) {
             completions.give_back(queue, head, 0);
         }

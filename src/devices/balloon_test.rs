@@ -230,6 +230,25 @@ fn a_large_list_is_worked_on_in_turns_and_the_loop_serves_others_between_them() 
 }
 
 #[test]
+fn pages_that_are_no_neighbours_are_worked_on_in_smaller_turns_until_they_are_again() {
+    let mut rig = Rig::with(allocate(64 << 20, false, true).unwrap(), ALL);
+    let apart = (0..2000).map(|n| 8192 + 2 * n);
+    let list: Vec<u32> = apart.chain(4096..8192).collect();
+    rig.put_frames(DATA, &list);
+    rig.rings[INFLATE].add(&[Desc::readable(DATA, 4 * list.len() as u32)]);
+    rig.guest.kick(INFLATE);
+    let mut seen = vec![0];
+    while rig.guest.event_loop.turn(crate::event::Wait::Poll).unwrap() > 0 {
+        seen.push(rig.pages());
+    }
+    let steps: Vec<u64> = seen.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(steps[..3], [1024, 64, 64]);
+    assert!(steps[2..10].iter().all(|step| *step == 64), "{steps:?}");
+    assert_eq!(steps.iter().rev().find(|step| **step == 1024), Some(&1024), "{steps:?}");
+    assert_eq!((rig.pages(), rig.rings[INFLATE].take_used().len()), (list.len() as u64, 1));
+}
+
+#[test]
 fn a_reset_in_the_middle_of_a_large_list_ends_it_and_nothing_of_it_is_left() {
     let ram = allocate(64 << 20, false, true).unwrap();
     let mut rig = Rig::with(ram, ALL);

@@ -3,54 +3,123 @@
 //! A page that was given back is there again, as zeros, at its next touch; so nobody who reads or writes for the guest
 //! has to know. Which pages the guest can do without is the balloon's business. Any thread.
 
-#![allow(unsafe_code)] // mincore(2) and madvise(2) have no safe wrapper.
+#![allow(unsafe_code)] // mincore(2), madvise(2) and process_madvise(2) have no safe wrapper.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{GuestRam, PAGE_BYTES};
 use crate::sys::io as sys_io;
+use crate::sys::io::IoVec;
 
 /// Pages that one mincore(2) is asked about.
 const ASKED: usize = 1024;
 
-/// Gives back the whole pages from `address` on, `len` bytes of them: how many of these bytes were in the host's memory.
+/// Ranges of guest memory on their way back to the host: collected, and given back together.
 ///
-/// Anonymous and private memory is dropped; of shared memory a hole is made, so that a file or another process's mapping
-/// does not keep it.
-///
-/// # Errors
-/// The range is not made of whole pages of one piece of guest memory (`InvalidInput`); or what madvise(2) says:
-/// EOPNOTSUPP for a file that can have no holes, EINVAL for locked memory. Nothing is given back then, or a part.
-pub fn discard(ram: &GuestRam, address: GuestAddress, len: usize) -> io::Result<u64> {
-    let page = PAGE_BYTES as usize;
-    let aligned = address.0.is_multiple_of(PAGE_BYTES) && len.is_multiple_of(page);
-    let region = ram.find_region(address).filter(|_| aligned).ok_or(io::ErrorKind::InvalidInput)?;
-    let slice = ram.get_slice(address, len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let advice = if is_shared(region) { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-    let start = slice.ptr_guard_mut().as_ptr();
-    let mut resident = 0;
-    for at in (0..len).step_by(ASKED * page) {
-        let asked = (len - at).min(ASKED * page);
-        let mut pages = [0u8; ASKED];
-        // SAFETY: the range is inside the mapping, which the slice holds, and the kernel writes a byte for each of its
-        // pages, of which there are at most as many.
-        if unsafe { libc::mincore(start.wrapping_add(at).cast(), asked, pages.as_mut_ptr()) } == 0 {
-            resident += pages[..asked / page].iter().filter(|&&page| page & 1 != 0).count() as u64;
-        }
-    }
-    // SAFETY: as above. The guest's memory is read and written as volatile memory only, so its change is like a write of
-    // the guest's.
-    if len > 0 && unsafe { libc::madvise(start.cast(), len, advice) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(resident * PAGE_BYTES)
+/// Together because each call interrupts every vCPU that runs, and once for each range where a call takes only one. Kernels
+/// from 6.14 on take many; on older ones it is a call for each.
+pub struct Discard {
+    ram: Arc<GuestRam>,
+    advice: libc::c_int,
+    ranges: Vec<IoVec>,
+    /// Bytes of `ranges` that are in the host's memory.
+    resident: u64,
+    /// This process, for process_madvise(2); none where the kernel does not let a process advise itself.
+    this: Option<OwnedFd>,
 }
 
-/// Whether [`discard`] can do anything at all for this memory.
+impl Discard {
+    /// For memory of `ram`: anonymous and private memory is dropped; of shared memory a hole is made, so that a file or
+    /// another process's mapping does not keep it.
+    pub fn new(ram: Arc<GuestRam>) -> Self {
+        let shared = ram.iter().any(is_shared);
+        // SAFETY: the call takes numbers, and makes a descriptor of which nobody else knows.
+        let this = unsafe {
+            let fd = libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) as libc::c_int;
+            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
+        };
+        let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        Discard { ram, advice, ranges: Vec::new(), resident: 0, this }
+    }
+
+    /// Adds the whole pages from `address` on, `len` bytes of them.
+    ///
+    /// # Errors
+    /// `InvalidInput`: the range is not made of whole pages of one piece of guest memory.
+    pub fn add(&mut self, address: GuestAddress, len: usize) -> io::Result<()> {
+        let page = PAGE_BYTES as usize;
+        let aligned = address.0.is_multiple_of(PAGE_BYTES) && len.is_multiple_of(page);
+        let slice = self.ram.get_slice(address, len).ok().filter(|_| aligned).ok_or(io::ErrorKind::InvalidInput)?;
+        let start = slice.ptr_guard_mut().as_ptr();
+        for at in (0..len).step_by(ASKED * page) {
+            let asked = (len - at).min(ASKED * page);
+            let mut pages = [0u8; ASKED];
+            // SAFETY: the range is inside the mapping, which the slice holds, and the kernel writes a byte for each of its
+            // pages, of which there are at most as many.
+            if unsafe { libc::mincore(start.wrapping_add(at).cast(), asked, pages.as_mut_ptr()) } == 0 {
+                let there = pages[..asked / page].iter().filter(|&&page| page & 1 != 0).count();
+                self.resident += there as u64 * PAGE_BYTES;
+            }
+        }
+        if len > 0 {
+            self.ranges.push(IoVec::new(&slice));
+        }
+        Ok(())
+    }
+
+    /// Gives back what was added since the last call: how many bytes of it were in the host's memory.
+    ///
+    /// # Errors
+    /// What madvise(2) says: EOPNOTSUPP for a file that can have no holes, EINVAL for locked memory. Other ranges are
+    /// given back all the same, and none is counted.
+    pub fn give_back(&mut self) -> io::Result<u64> {
+        let resident = std::mem::take(&mut self.resident);
+        let together = self.give_back_together();
+        let mut failed = None;
+        for range in self.ranges.drain(..).skip(together) {
+            let (start, len) = range.parts();
+            // SAFETY: the range lies in the mapping of `ram`, which is ours. The guest's memory is read and written as volatile
+            // memory only, so its change is like a write of the guest's.
+            if unsafe { libc::madvise(start, len, self.advice) } != 0 {
+                failed = Some(io::Error::last_os_error());
+            }
+        }
+        failed.map_or(Ok(resident), Err)
+    }
+
+    /// How many ranges, from the first on, one call has given back.
+    fn give_back_together(&mut self) -> usize {
+        let Some(this) = self.this.as_ref().filter(|_| self.ranges.len() > 1) else { return 0 };
+        let count = self.ranges.len().min(sys_io::MAX_IOVECS);
+        // SAFETY: as in `give_back`, for each of the ranges; an IoVec is a struct iovec.
+        let given = unsafe {
+            libc::syscall(libc::SYS_process_madvise, this.as_raw_fd(), self.ranges.as_ptr(), count, self.advice, 0)
+        };
+        let Ok(mut given) = usize::try_from(given) else {
+            if io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+                self.this = None;
+            }
+            return 0;
+        };
+        // It stops at the first range that it cannot do; a part of one is done once more.
+        self.ranges[..count]
+            .iter()
+            .take_while(|range| {
+                range.len() <= given && {
+                    given -= range.len();
+                    true
+                }
+            })
+            .count()
+    }
+}
+
+/// Whether [`Discard`] can do anything at all for this memory.
 ///
 /// # Errors
 /// EOPNOTSUPP and the like from the file system of a shared file.
@@ -85,33 +154,73 @@ mod tests {
     use super::*;
     use vm_memory::Bytes;
 
+    /// One that gives back together, if the kernel can, and one that does not.
+    fn both(ram: &Arc<GuestRam>) -> [Discard; 2] {
+        [Discard::new(ram.clone()), Discard { this: None, ..Discard::new(ram.clone()) }]
+    }
+
     #[test]
     fn what_is_given_back_is_counted_by_what_was_there_and_reads_as_zeros_afterwards() {
         for share in [false, true] {
             let ram = allocate(16 << 20, share, true).unwrap();
-            let touch = |page: u64| ram.write_obj(7u8, GuestAddress(page * 4096)).unwrap();
-            (0..100).for_each(touch);
-            (2000..2050).for_each(touch);
-            assert_eq!(
-                discard(&ram, GuestAddress(4096 * 50), 4096 * 1960).unwrap(),
-                4096 * 60,
-                "50 to 99, 2000 to 2009"
-            );
-            assert_eq!(discard(&ram, GuestAddress(4096 * 50), 4096 * 1960).unwrap(), 0);
-            let read = |page: u64| ram.read_obj::<u8>(GuestAddress(page * 4096)).unwrap();
-            assert_eq!([49, 50, 99, 2009, 2010].map(read), [7, 0, 0, 0, 7]);
+            for mut discard in both(&ram) {
+                let touch = |page: u64| ram.write_obj(7u8, GuestAddress(page * 4096)).unwrap();
+                (0..100).for_each(touch);
+                (2000..2050).for_each(touch);
+                let mut give = |ranges: &[(u64, usize)]| {
+                    ranges
+                        .iter()
+                        .for_each(|&(page, count)| discard.add(GuestAddress(page * 4096), count * 4096).unwrap());
+                    discard.give_back().unwrap() / 4096
+                };
+                assert_eq!(give(&[(50, 1960)]), 60, "50 to 99, 2000 to 2009");
+                assert_eq!(give(&[(50, 1960)]), 0);
+                let read = |page: u64| ram.read_obj::<u8>(GuestAddress(page * 4096)).unwrap();
+                assert_eq!([49, 50, 99, 2009, 2010].map(read), [7, 0, 0, 0, 7]);
+                (50..100).for_each(touch);
+                assert_eq!(give(&[(10, 5), (20, 1), (4000, 9), (90, 5), (0, 0)]), 11);
+                let gone: Vec<u64> = (0..100).filter(|&page| read(page) == 0).collect();
+                assert_eq!(gone, [10, 11, 12, 13, 14, 20, 90, 91, 92, 93, 94]);
+                let many: Vec<(u64, usize)> = (0..1500).map(|n| (2 * n, 1)).collect();
+                give(&many);
+                assert_eq!([0, 1, 2, 98, 99, 2048, 2049].map(read), [0, 7, 0, 0, 7, 0, 7]);
+            }
         }
     }
 
     #[test]
     fn a_range_that_is_not_of_whole_pages_of_one_piece_is_refused() {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 8 << 20), (GuestAddress(1 << 32), 8 << 20)]).unwrap();
+        let pieces = [(GuestAddress(0), 8 << 20), (GuestAddress(1 << 32), 8 << 20)];
+        let ram = Arc::new(GuestRam::from_ranges(&pieces).unwrap());
+        let mut discard = Discard::new(ram);
         for (address, len) in
             [(1, 4096), (0, 4095), (8 << 20, 4096), ((8 << 20) - 4096, 8192), (0, usize::MAX - 4095), (!4095, 4096)]
         {
-            let error = discard(&ram, GuestAddress(address), len).unwrap_err();
+            let error = discard.add(GuestAddress(address), len).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{address:#x} {len:#x}");
         }
-        assert_eq!(discard(&ram, GuestAddress(1 << 32), 0).unwrap(), 0);
+        discard.add(GuestAddress(1 << 32), 0).unwrap();
+        assert_eq!(discard.give_back().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_range_that_cannot_be_given_back_is_an_error_and_the_others_are_gone() {
+        let ram = allocate(16 << 20, false, true).unwrap();
+        for mut discard in both(&ram) {
+            (0..16).for_each(|page: u64| ram.write_obj(7u8, GuestAddress(page * 4096)).unwrap());
+            let locked = ram.get_slice(GuestAddress(4 * 4096), 4096).unwrap();
+            // SAFETY: locking changes nothing that anybody could see, but for what this test is about.
+            let lock = |call: unsafe extern "C" fn(*const libc::c_void, usize) -> libc::c_int| unsafe {
+                call(locked.ptr_guard().as_ptr().cast(), 4096)
+            };
+            assert_eq!(lock(libc::mlock), 0);
+            for page in [2, 4, 6, 8] {
+                discard.add(GuestAddress(page * 4096), 4096).unwrap();
+            }
+            assert_eq!(discard.give_back().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            let read = |page: u64| ram.read_obj::<u8>(GuestAddress(page * 4096)).unwrap();
+            assert_eq!([2, 3, 4, 5, 6, 7, 8].map(read), [0, 7, 7, 7, 0, 7, 0]);
+            assert_eq!(lock(libc::munlock), 0);
+        }
     }
 }

@@ -117,7 +117,7 @@ pub fn page_bytes(ram: &GuestRam) -> io::Result<u64> {
 mod tests {
     use super::super::{allocate_on, total};
     use super::*;
-    use crate::memory::{GAP_START, discard};
+    use crate::memory::{Discard, GAP_START};
     use vm_memory::{Bytes, GuestAddress};
 
     const BYTES: u64 = 4 << 20;
@@ -166,8 +166,9 @@ mod tests {
         let ram = allocate_on(&path, BYTES, true, true).unwrap();
         super::super::can_discard(&ram).unwrap();
         ram.write_slice(&[1; 1 << 20], GuestAddress(0)).unwrap();
-        assert_eq!(discard(&ram, GuestAddress(0), 1 << 20).unwrap(), 1 << 20);
-        drop(ram);
+        let mut discard = Discard::new(ram.clone());
+        discard.add(GuestAddress(0), 1 << 20).unwrap();
+        assert_eq!(discard.give_back().unwrap(), 1 << 20);
         let facts = fs::metadata(&path).unwrap();
         assert_eq!((facts.len(), facts.blocks()), (BYTES, 0));
     }

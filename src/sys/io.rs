@@ -28,6 +28,11 @@ impl IoVec {
         IoVec(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() })
     }
 
+    /// Where it begins, and its length in bytes.
+    pub fn parts(&self) -> (*mut libc::c_void, usize) {
+        (self.0.iov_base, self.0.iov_len)
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.0.iov_len

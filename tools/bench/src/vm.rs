@@ -1,8 +1,9 @@
-//! The machine's figures: boot, memory, disk and QMP, ours beside QEMU's microvm, with the same bare-metal guest.
+//! The machine's figures: boot, memory, disk, QMP, limits and balloon, ours beside QEMU's microvm, with the same bare-metal guest.
 //!
 //! Each part is a file. `monitor` says how a machine is asked for, `running` starts and ends it, `process` reads what the
 //! kernel knows of it. One main thread, which sleeps while a guest is being measured.
 
+mod balloon;
 mod boot;
 mod disk;
 mod floor;
@@ -30,7 +31,7 @@ pub use stopwatch::run as stopwatch;
 /// Every error here ends the run and is a sentence for whoever started it.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What `all` measures; `nested` and the parts of `qos` take minutes and are asked for by name.
+/// What `all` measures; `nested`, `balloon` and the parts of `qos` take minutes and are asked for by name.
 pub const PARTS: [&str; 4] = ["boot", "memory", "disk", "qmp"];
 pub use qos::PARTS as QOS_PARTS;
 
@@ -48,6 +49,7 @@ pub fn report(parts: &[&str]) -> Result<()> {
             "disk" => disk::report(&programs)?,
             "qmp" => qmp::report(&programs)?,
             "nested" => nested::report(&programs)?,
+            "balloon" => balloon::report(&programs)?,
             _ => qos::report(&programs, part)?,
         });
     }

@@ -2,7 +2,8 @@
 //! left it, one that came back as zeros.
 //!
 //! The heap is what is left of memory. `order=random` gives pages away in no order, `touch=off` leaves them untouched until
-//! then; `depth=`, `pages=` say how many chains of how many pages are under way at once. `used=N` is what the guest says it
+//! then, `check=off` leaves alone those that come back; `depth=`, `pages=` say how many chains of how many pages are under way at once,
+//! `wait=halt` has the processor halted meanwhile. `used=N` is what the guest says it
 //! needs, in its statistics. Typed on the serial port: `q` ends it, `u` and `d` double and halve what is used, `f` reports
 //! all that is free, `s` falls asleep for ever with the target out of reach.
 
@@ -61,6 +62,8 @@ struct Driver {
     order: &'static mut [u32],
     given: u32,
     touched: bool,
+    checked: bool,
+    halts: bool,
     statistics: Dma,
     used: u64,
     asked: u64,
@@ -156,6 +159,8 @@ impl Driver {
             order,
             given: 0,
             touched: !words.is("touch", "off"),
+            checked: !words.is("touch", "off") && !words.is("check", "off"),
+            halts: words.is("wait", "halt"),
             statistics,
             used: words.number("used", 0),
             asked: 0,
@@ -201,7 +206,7 @@ impl Driver {
 
     /// What the guest keeps it must find as it left it.
     fn check_kept(&self) -> Outcome {
-        if self.touched {
+        if self.checked {
             for &page in &self.order[self.given as usize..] {
                 self.check(page, u64::from(page) << 8 | 0xa5)?;
             }
@@ -229,10 +234,16 @@ impl Driver {
             if self.rings[queue].publish() {
                 self.device.notify(queue as u32);
             }
+            if self.halts && self.idle_count < self.depth.into() {
+                self.rings[queue].ask_interrupt(true);
+                if self.rings[queue].used_waiting() == 0 {
+                    nap();
+                }
+            }
             for _ in 0..self.rings[queue].used_waiting() {
                 let head = self.rings[queue].take_used().head as u16;
                 let Sent { first, count } = self.sent[usize::from(head)];
-                if !inflate && self.touched {
+                if !inflate && self.checked {
                     for place in first..first + count {
                         let page = self.order[place as usize];
                         self.check(page, 0)?;
@@ -262,7 +273,7 @@ impl Driver {
         let list = self.lists.piece(u64::from(head) * u64::from(self.pages) * 4, u64::from(self.pages) * 4);
         for place in 0..sent.count {
             let page = self.order[(sent.first + place) as usize];
-            if queue == INFLATE && self.touched {
+            if queue == INFLATE && self.checked {
                 self.check(page, u64::from(page) << 8 | 0xa5)?;
             }
             list.write32(u64::from(place) * 4, (self.heap.at(0) / PAGE) as u32 + page);

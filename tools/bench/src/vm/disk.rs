@@ -171,7 +171,7 @@ fn measure(programs: &Programs, monitor: Monitor, case: &Case) -> Result<Sample>
     let cache = if case.file.starts_with("/dev/shm") { monitor.way_to_tmpfs() } else { case.cache };
     let iothread = case.iothread.then_some(0);
     let drive = Drive { file: case.file.clone(), cache, read_only, iothread, iops: 0 };
-    let machine = Machine { words, drives: vec![drive], qmp: None };
+    let machine = Machine { words, drives: vec![drive], ..Machine::default() };
     let mut running = Running::start(monitor.command(programs, &machine))?;
     running.line("load: begin")?;
     let before = process::used(running.pid())?;

@@ -35,7 +35,7 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
     let mut running = Vec::new();
     for monitor in [Monitor::Loopvisor, Monitor::Qemu] {
         let qmp = Some(scratch.path(monitor.name()));
-        let machine = Machine { words: "mode=idle".to_owned(), drives: vec![drive.clone()], qmp };
+        let machine = Machine { words: "mode=idle".to_owned(), drives: vec![drive.clone()], qmp, ..Machine::default() };
         let mut started = Running::start(monitor.command(programs, &machine))?;
         started.line("idle: begin")?;
         running.push(started);

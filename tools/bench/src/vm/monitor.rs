@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::programs::Programs;
 
-/// Guest memory in MiB, everywhere.
+/// Guest memory in MiB, where there is no balloon.
 pub const MEMORY_MIB: u64 = 256;
 
 /// Who runs the guest.
@@ -41,16 +41,22 @@ pub struct Drive {
     pub iops: u64,
 }
 
-/// What is asked for: one vCPU, 256 MiB, the serial port on standard input and output.
+/// What is asked for: one vCPU, 256 MiB if nothing is said, the serial port on standard input and output.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     /// The guest's words.
     pub words: String,
     pub drives: Vec<Drive>,
     pub qmp: Option<PathBuf>,
+    /// A balloon, in a guest of so many MiB.
+    pub balloon_mib: Option<u64>,
 }
 
 impl Machine {
+    fn memory_mib(&self) -> u64 {
+        self.balloon_mib.unwrap_or(MEMORY_MIB)
+    }
+
     /// The numbers of the iothreads that its drives name.
     fn iothreads(&self) -> BTreeSet<usize> {
         self.drives.iter().filter_map(|drive| drive.iothread).collect()
@@ -93,7 +99,7 @@ fn on(yes: bool) -> &'static str {
 fn loopvisor(programs: &Programs, machine: &Machine) -> Command {
     let mut command = Command::new(&programs.loopvisor);
     command.env("RUST_LOG", "warn");
-    command.arg("-m").arg(format!("{MEMORY_MIB}M")).arg("-kernel").arg(&programs.guest);
+    command.arg("-m").arg(format!("{}M", machine.memory_mib())).arg("-kernel").arg(&programs.guest);
     command.args(["-append", &machine.words, "-serial", "stdio"]);
     for number in machine.iothreads() {
         command.arg("-iothread").arg(format!("id=io{number}"));
@@ -108,6 +114,9 @@ fn loopvisor(programs: &Programs, machine: &Machine) -> Command {
             text += &format!(",iops={}", drive.iops);
         }
         command.arg("-drive").arg(text);
+    }
+    if machine.balloon_mib.is_some() {
+        command.arg("-balloon");
     }
     if let Some(path) = &machine.qmp {
         command.arg("-qmp").arg(format!("unix:{},server,nowait", show(path)));
@@ -135,7 +144,7 @@ fn qemu(programs: &Programs, machine: &Machine) -> Command {
         "-serial",
         "stdio",
     ]);
-    command.arg("-m").arg(MEMORY_MIB.to_string()).arg("-kernel").arg(&programs.guest);
+    command.arg("-m").arg(machine.memory_mib().to_string()).arg("-kernel").arg(&programs.guest);
     command.args(["-append", &machine.words]);
     for number in machine.iothreads() {
         command.arg("-object").arg(format!("iothread,id=io{number}"));
@@ -158,6 +167,9 @@ fn qemu(programs: &Programs, machine: &Machine) -> Command {
             device += &format!(",iothread=io{number}");
         }
         command.arg("-device").arg(device);
+    }
+    if machine.balloon_mib.is_some() {
+        command.args(["-device", "virtio-balloon-device,free-page-reporting=on"]);
     }
     if let Some(path) = &machine.qmp {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", show(path)));

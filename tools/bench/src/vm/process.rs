@@ -36,6 +36,13 @@ pub fn memory(pid: u32) -> Result<Memory> {
     Ok(memory)
 }
 
+/// All of a process that is in memory, the guest's RAM included, in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no VmRSS")?.parse()?)
+}
+
 /// A thread and what it has used so far.
 #[derive(Clone, Debug)]
 pub struct Thread {

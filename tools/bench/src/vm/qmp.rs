@@ -40,7 +40,8 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
                     _ => "mode=blk-load depth=32 disk=all ms=60000".to_owned(),
                 };
                 let qmp = scratch.path("qmp");
-                let machine = Machine { words, drives: drives[..(*busy).max(1)].to_vec(), qmp: Some(qmp.clone()) };
+                let drives = drives[..(*busy).max(1)].to_vec();
+                let machine = Machine { words, drives, qmp: Some(qmp.clone()), ..Machine::default() };
                 let mut running = Running::start(monitor.command(programs, &machine))?;
                 running.line(if *busy == 0 { "idle: begin" } else { "load: begin" })?;
                 let mut times = ask(&qmp)?;

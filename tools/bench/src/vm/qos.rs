@@ -49,7 +49,7 @@ struct Load {
 /// flight at its end is left alone.
 fn load(programs: &Programs, monitor: Monitor, drives: Vec<Drive>, ms: u64, words: &str) -> Result<Load> {
     let words = format!("mode=blk-load ms={ms} drain=off end=hang {words}");
-    let machine = Machine { words, drives, qmp: None };
+    let machine = Machine { words, drives, ..Machine::default() };
     let mut running = Running::start(monitor.command(programs, &machine))?;
     running.line("load: begin")?;
     let before = process::used(running.pid())?;

@@ -173,7 +173,8 @@ fn print(pairs: &[[Vec<Pair>; 2]; 2], paced: &[Vec<Stretch>; 2]) {
 /// One machine: without a limit, with each, and without again after each.
 fn measure(programs: &Programs, monitor: Monitor, file: &Path, qmp: &Path) -> Result<Vec<Pair>> {
     let words = "mode=blk-load depth=32 ms=600000".to_owned();
-    let machine = Machine { words, drives: vec![drive(monitor, file, 0)], qmp: Some(qmp.to_path_buf()) };
+    let drives = vec![drive(monitor, file, 0)];
+    let machine = Machine { words, drives, qmp: Some(qmp.to_path_buf()), ..Machine::default() };
     let mut running = Running::start(monitor.command(programs, &machine))?;
     running.line("load: begin")?;
     let mut client = Client::connect(qmp)?;
