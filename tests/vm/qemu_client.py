@@ -29,6 +29,13 @@ async def main(path):
         [disk] = await client.execute('query-block')
         assert disk['device'] == 'vda' and disk['inserted']['drv'] == 'raw'
         assert (await client.execute('query-kvm'))['enabled']
+        memory = (await client.execute('query-balloon'))['actual']
+        assert await client.execute('balloon', {'value': memory - (64 << 20)}) == {}
+        for name in 'BALLOON_CHANGED', 'BALLOON_CHANGE':
+            event = await asyncio.wait_for(listener.get(), 30)
+            assert event['event'] == name and event['data']['actual'] < memory, event
+        while (await client.execute('query-balloon'))['actual'] != memory - (64 << 20):
+            await asyncio.sleep(0.01)
         # Several at once: the library tells answers apart by their ids.
         answers = await asyncio.gather(*(client.execute('query-name') for _ in range(32)))
         assert answers == [{'name': 'web1'}] * 32
@@ -44,6 +51,8 @@ async def main(path):
             assert error.error_class == 'GenericError' and 'now' in str(error)
         assert await client.execute('quit') == {}
         event = await asyncio.wait_for(listener.get(), 30)
+        while event['event'].startswith('BALLOON'):
+            event = await asyncio.wait_for(listener.get(), 30)
         await collect(event)
         assert event['data'] == {'guest': False, 'reason': 'host-qmp-quit'}
     try:

@@ -19,6 +19,14 @@ fn machine() -> Option<Monitor> {
     Some(setup.iothread("io1").disk("vda", 1 << 20, "direct=off,iothread=io1").start())
 }
 
+/// One of all devices, whose balloon's driver is up.
+fn whole_machine() -> Option<Monitor> {
+    let setup = Setup::guest("mode=balloon touch=off")?.option("-name", "web1").flag("-balloon");
+    let monitor = setup.iothread("io1").disk("vda", 1 << 20, "direct=off,iothread=io1").start();
+    monitor.serial.expect("balloon: begin");
+    Some(monitor)
+}
+
 #[test]
 fn the_socket_is_its_owners_alone_and_removed_at_the_end() {
     let Some(mut monitor) = machine() else { return };
@@ -145,12 +153,17 @@ fn the_greeting_comes_first_and_negotiation_before_anything_else() {
 
 #[test]
 fn every_command_answers_in_the_shape_that_the_schema_says() {
-    let Some(monitor) = machine() else { return };
+    let Some(monitor) = whole_machine() else { return };
     let mut client = monitor.qmp();
     for entry in COMMANDS.iter().filter(|entry| !["qmp_capabilities", "quit"].contains(&entry.name)) {
-        // `call_with` holds the answer against the table. Only one wants an argument, and does nothing with no more.
-        let whose = if entry.name == "block_set_io_throttle" { json!({"id": "vda"}) } else { json!({}) };
-        client.call_with(entry.name, &whose);
+        // `call_with` holds the answer against the table.
+        let arguments = match entry.name {
+            "block_set_io_throttle" => json!({"id": "vda"}),
+            "balloon" => json!({"value": 1 << 30}),
+            "balloon-stats-interval" => json!({"seconds": 0}),
+            _ => json!({}),
+        };
+        client.call_with(entry.name, &arguments);
     }
     assert_eq!(client.call("query-name"), json!({"name": "web1"}));
     let names: Vec<Value> = COMMANDS.iter().map(|entry| json!({"name": entry.name})).collect();
@@ -240,8 +253,7 @@ fn the_python_library_of_qemu_drives_a_session() {
     if !probe.as_ref().is_ok_and(|output| output.status.success()) {
         return skipped(&format!("{python:?} cannot import qemu.qmp: {probe:?}"));
     }
-    let Some(mut monitor) = machine() else { return };
-    monitor.serial.expect("idle: begin");
+    let Some(mut monitor) = whole_machine() else { return };
     let script = root.join("tests/vm/qemu_client.py");
     let output = Command::new(&python).arg(script).arg(monitor.socket()).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
