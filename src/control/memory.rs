@@ -13,7 +13,7 @@ use super::pressure::Pressure;
 use crate::devices::balloon::Order;
 use crate::elastic::{Policy, Reason, Sight};
 use crate::error::{Error, Kind, Result};
-use crate::event::{Cx, Key};
+use crate::event::{Cx, Event, Key};
 use crate::machine::Balloon;
 use crate::memory::PAGE_BYTES;
 use crate::qmp::balloon::{
@@ -97,8 +97,8 @@ impl Memory {
     }
 
     /// One of its own tags: what is to be told, if anything is.
-    pub(super) fn ready(&mut self, tag: u32, cx: &mut Cx<'_>) -> Result<Option<BalloonInfo>> {
-        match tag {
+    pub(super) fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Option<BalloonInfo>> {
+        match event.tag {
             POLL => {
                 if let Some(auto) = &mut self.auto {
                     auto.pressure.look(cx.now_ns());
@@ -109,7 +109,7 @@ impl Memory {
             TELL => return self.changed(cx),
             PRESSURE => {
                 if let Some(auto) = &mut self.auto {
-                    auto.pressure.rang(cx.now_ns());
+                    auto.pressure.rang(event.is_hang_up(), cx.now_ns());
                 }
             }
             _ => {}

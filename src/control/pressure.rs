@@ -75,9 +75,14 @@ impl Pressure {
         now_ns < self.until_ns
     }
 
-    /// The trigger has fired.
-    pub fn rang(&mut self, now_ns: u64) {
-        self.until_ns = now_ns + HOLD_NS;
+    /// The trigger has fired, or is `gone` with its control group.
+    pub fn rang(&mut self, gone: bool, now_ns: u64) {
+        if gone {
+            warn!("balloon: the host tells of its memory pressure no more: the file of -balloon pressure= is gone");
+            self.trigger = false;
+        } else {
+            self.until_ns = now_ns + HOLD_NS;
+        }
     }
 
     /// A second is over: looks at the sum if nobody else does.
@@ -172,8 +177,10 @@ mod tests {
             Ok(mut pressure) => {
                 pressure.look(SECOND_NS);
                 assert!(!pressure.is_high(SECOND_NS));
-                pressure.rang(SECOND_NS);
+                pressure.rang(false, SECOND_NS);
                 assert!(pressure.is_high(3 * SECOND_NS) && !pressure.is_high(4 * SECOND_NS));
+                pressure.rang(true, 5 * SECOND_NS);
+                assert!(!pressure.is_high(5 * SECOND_NS) && !pressure.is_trigger());
             }
             Err(e) => eprintln!("skipped: {e}"),
         }

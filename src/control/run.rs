@@ -371,7 +371,7 @@ impl Handler for Control {
             self.message(message, cx);
         }
         if let Some(memory) = &mut self.memory {
-            let info = memory.ready(event.tag, cx)?;
+            let info = memory.ready(event, cx)?;
             self.balloon_changed(info);
         }
         Ok(Flow::Done)
