@@ -230,6 +230,24 @@ fn a_large_list_is_worked_on_in_turns_and_the_loop_serves_others_between_them() 
 }
 
 #[test]
+fn several_lists_share_the_pages_of_a_turn_and_each_is_worked_on_to_its_end() {
+    let mut rig = Rig::with(allocate(64 << 20, false, true).unwrap(), ALL);
+    let lists: Vec<Vec<u32>> = (0..4).map(|n| (8192 + 1500 * n..).take(1024 + 100 * n as usize).collect()).collect();
+    for (list, address) in lists.iter().zip((DATA..).step_by(1 << 16)) {
+        rig.put_frames(address, list);
+        rig.rings[INFLATE].add(&[Desc::readable(address, 4 * list.len() as u32)]);
+    }
+    rig.guest.kick(INFLATE);
+    let mut seen = vec![0];
+    while rig.guest.event_loop.turn(crate::event::Wait::Poll).unwrap() > 0 {
+        seen.push(rig.pages());
+    }
+    assert!(seen.windows(2).all(|pair| pair[1] - pair[0] <= PAGES_PER_TURN as u64), "{seen:?}");
+    let total: usize = lists.iter().map(Vec::len).sum();
+    assert_eq!((rig.pages(), rig.rings[INFLATE].take_used().len()), (total as u64, 4));
+}
+
+#[test]
 fn pages_that_are_no_neighbours_are_worked_on_in_smaller_turns_until_they_are_again() {
     let mut rig = Rig::with(allocate(64 << 20, false, true).unwrap(), ALL);
     let apart = (0..2000).map(|n| 8192 + 2 * n);
