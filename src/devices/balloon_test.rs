@@ -277,13 +277,12 @@ fn a_reset_in_the_middle_of_a_large_list_ends_it_and_nothing_of_it_is_left() {
     rig.guest.kick(INFLATE);
     rig.guest.event_loop.turn(crate::event::Wait::Poll).unwrap();
     assert_eq!(rig.pages(), PAGES_PER_TURN as u64);
-    let bus = rig.guest.bus.clone();
-    std::thread::scope(|scope| {
-        let vcpu = scope.spawn(move || bus.write(MMIO + reg::STATUS, &[0; 4]));
-        while !vcpu.is_finished() {
-            rig.guest.event_loop.turn(crate::event::Wait::Poll).unwrap();
-        }
-    });
+    // Paused, so that it is still in the middle when the vCPU's thread has come to its reset.
+    rig.guest.command(Command::Pause);
+    rig.guest.turn();
+    assert!(rig.pages() < 4000);
+    rig.guest.reset();
+    assert!(rig.guest.worker.send(Command::Resume).is_ok());
     rig.guest.turn();
     assert_eq!((rig.pages(), rig.counters.driver.load(Relaxed)), (0, false));
     rig.start(ALL);
