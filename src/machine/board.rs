@@ -53,7 +53,7 @@ impl Board {
     ///
     /// # Errors
     /// The twelfth device (rule D3.4), or what the host refuses.
-    pub fn plug<D: Device>(&mut self, device: D, iothread: Option<&Remote>, main: &mut EventLoop) -> Result<()> {
+    pub fn plug(&mut self, device: Box<dyn Device>, iothread: Option<&Remote>, main: &mut EventLoop) -> Result<()> {
         let slot = layout::virtio_slot(self.slots.len()).ok_or_else(|| {
             Error::usage(format!(
                 "device \"{}\": one virtio device too many; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds together, \
@@ -71,7 +71,7 @@ impl Board {
             Ok(Box::new(kick) as Signal)
         });
         let front = Front::new(
-            &device,
+            &*device,
             page.clone(),
             Interrupt::new(page.clone(), line.eventfd()?),
             sender.clone(),

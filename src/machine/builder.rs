@@ -82,14 +82,14 @@ impl Machine {
             let (counters, orders) = (block.counters(), block.orders());
             drives.push(Drive { spec: drive.clone(), size_bytes, counters, limits, orders });
             let home = drive.iothread.as_ref().and_then(|id| iothreads.iter().find(|thread| thread.id() == id));
-            board.plug(block, home.map(LoopThread::remote), main)?;
+            board.plug(Box::new(block), home.map(LoopThread::remote), main)?;
         }
         let mut balloon = None;
         if let Some(asked) = spec.balloons.first() {
             let (device, part) = self::balloon(asked, spec, &ram, &notices)?;
             balloon = Some(part);
             // In the main loop: giving pages back is no work for an iothread's disks (rule D1.3).
-            board.plug(device, None, main)?;
+            board.plug(Box::new(device), None, main)?;
         }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;

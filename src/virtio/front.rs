@@ -60,7 +60,7 @@ pub struct Front {
 impl Front {
     /// The front of `device`, whose worker listens to `worker`.
     pub fn new(
-        device: &impl Device,
+        device: &dyn Device,
         page: Arc<Page>,
         interrupt: Interrupt,
         worker: Sender<Command>,

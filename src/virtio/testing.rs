@@ -123,7 +123,7 @@ impl Guest {
         let interrupt = || Interrupt::new(page.clone(), line.try_clone().unwrap());
         let (sender, receiver) = channel();
         let front = Front::new(&device, page.clone(), interrupt(), sender.clone(), ram.clone(), make_kick);
-        let worker = Worker::new(device, page.clone(), interrupt(), receiver);
+        let worker = Worker::new(Box::new(device), page.clone(), interrupt(), receiver);
         let bus = Bus::new(vec![Range { base: MMIO, len: 0x200, slot: Arc::new(Mutex::new(front)) }]).unwrap();
         let clock = Arc::new(AtomicU64::new(1));
         let mut event_loop = EventLoop::stepped(clock.clone()).unwrap();

@@ -40,8 +40,8 @@ struct Queue {
 }
 
 /// One device in its loop.
-pub struct Worker<D: Device> {
-    device: D,
+pub struct Worker {
+    device: Box<dyn Device>,
     page: Arc<Page>,
     interrupt: Interrupt,
     commands: Receiver<Command>,
@@ -62,9 +62,9 @@ pub struct Worker<D: Device> {
     log: FaultLog,
 }
 
-impl<D: Device> Worker<D> {
+impl Worker {
     /// A worker for `device`, which writes its configuration to `page`.
-    pub fn new(device: D, page: Arc<Page>, interrupt: Interrupt, commands: Receiver<Command>) -> Self {
+    pub fn new(device: Box<dyn Device>, page: Arc<Page>, interrupt: Interrupt, commands: Receiver<Command>) -> Self {
         device.write_config(&page);
         Worker {
             device,
@@ -320,7 +320,7 @@ impl<D: Device> Worker<D> {
     }
 }
 
-impl<D: Device> Handler for Worker<D> {
+impl Handler for Worker {
     fn name(&self) -> &str {
         self.device.id()
     }
