@@ -118,11 +118,12 @@ mod tests {
     use super::super::{allocate_on, total};
     use super::*;
     use crate::memory::{Discard, GAP_START};
+    use std::path::PathBuf;
     use vm_memory::{Bytes, GuestAddress};
 
     const BYTES: u64 = 4 << 20;
 
-    struct Folder(std::path::PathBuf);
+    struct Folder(PathBuf);
 
     impl Folder {
         fn new(name: &str) -> Folder {
@@ -207,9 +208,12 @@ mod tests {
         assert!(refusal(Path::new("/nowhere/ram"), BYTES).ends_with("No such file or directory (os error 2)"));
         assert!(refusal(Path::new("/dev/null"), BYTES).contains("neither a folder nor a regular file"));
         let new = folder.0.join("new");
-        // Longer than any file may be, or than what is free.
+        // Longer than any file may be, and than what is free in the host's memory.
         let told = refusal(&new, 1 << 62);
-        assert!(told.contains("MiB free") || told.contains("MiB long"), "{told}");
+        assert!(told.contains("MiB long"), "{told}");
         assert_eq!(folder.names(), ["short"]);
+        let new = PathBuf::from(format!("/dev/shm/loopvisor-memory-large-{}", std::process::id()));
+        let told = refusal(&new, 1 << 43);
+        assert!(told.contains(" MiB free, and 8388608 MiB are needed") && !new.exists(), "{told}");
     }
 }
