@@ -12,7 +12,7 @@ export CPUS MEM DRIVE APPEND KERNEL INITRD
 .PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-nested doc clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
 
 deps: ## install the Debian packages that are missing for any of the targets
 	@tools/deps build linux boot lint test bench
