@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use crate::config::keyvalue::near;
-use crate::config::options;
 use crate::config::spec::{LogSpec, VmSpec};
+use crate::config::{device, options};
 use crate::error::{Error, Result};
 
 /// What the command line asks for.
@@ -62,6 +62,9 @@ struct Options {
     /// a thread with an event loop that serves drives; repeatable, at most 8
     #[argh(option, arg_name = "id=NAME")]
     iothread: Vec<String>,
+    /// a device by its type; repeatable
+    #[argh(option, arg_name = "TYPE[,KEY=VALUE,...]")]
+    device: Vec<String>,
     /// let the guest give memory back, and QMP's balloon say how much; keys deflate-on-oom=off, free-page-reporting=on,
     /// auto=off with floor and pressure
     #[argh(option, arg_name = "[KEY=VALUE,...]")]
@@ -147,6 +150,9 @@ fn spec(given: &Options) -> Result<VmSpec> {
     spec.drives = given.drive.iter().map(|text| options::drive(text)).collect::<Result<_>>()?;
     spec.iothreads = given.iothread.iter().map(|text| options::iothread(text)).collect::<Result<_>>()?;
     spec.mem_path = file("-mem-path", &given.mem_path)?;
+    for text in &given.device {
+        device::device(text, &mut spec)?;
+    }
     spec.balloons = given.balloon.iter().map(|text| options::balloon(text)).collect::<Result<_>>()?;
     if let Some(text) = &given.serial {
         spec.serial = options::serial(text)?;

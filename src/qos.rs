@@ -74,6 +74,11 @@ pub struct Wait {
     pub other_may_go: bool,
 }
 
+impl Wait {
+    /// No time will help: who told to wait will say when to ask again.
+    pub const UNTIL_TOLD: Wait = Wait { until_ns: u64::MAX, other_may_go: false };
+}
+
 /// How late the waiters of a bucket come: the most of the last second and of what is remembered with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Lateness {

@@ -20,6 +20,7 @@ impl VmSpec {
         self.check_iothreads()?;
         self.check_drives()?;
         self.check_balloon()?;
+        self.check_slots()?;
         let mut sockets = HashSet::new();
         if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
             let path = path.display();
@@ -54,13 +55,6 @@ impl VmSpec {
     }
 
     fn check_drives(&self) -> Result<()> {
-        if let Some(twelfth) = self.drives.get(MAX_VIRTIO_DEVICES) {
-            return Err(Error::usage(format!(
-                "-drive id={}: one virtio device too many; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds \
-                 together, an interrupt line each (rule D3.4)",
-                twelfth.id
-            )));
-        }
         for (place, drive) in self.drives.iter().enumerate() {
             let earlier = &self.drives[..place];
             if earlier.iter().any(|other| other.id == drive.id) {
@@ -80,7 +74,7 @@ impl VmSpec {
                     other.id
                 )));
             }
-            self.check_iothread_of(&drive.id, drive.iothread.as_deref())?;
+            self.check_iothread_of(&format!("-drive id={}", drive.id), drive.iothread.as_deref())?;
             check_group(drive, earlier)?;
         }
         Ok(())
@@ -90,13 +84,6 @@ impl VmSpec {
         let Some(balloon) = self.balloons.first() else { return Ok(()) };
         if self.balloons.len() > 1 {
             return Err(Error::usage("-balloon: one balloon too many; accepted: one (rule D3.5)"));
-        }
-        if self.drives.len() >= MAX_VIRTIO_DEVICES {
-            return Err(Error::usage(format!(
-                "-balloon: one virtio device too many; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds together, an \
-                 interrupt line each (rule D3.4), and there are {} drives",
-                self.drives.len()
-            )));
         }
         if let Some(auto) = &balloon.auto
             && auto.floor_bytes > self.memory_bytes
@@ -109,15 +96,32 @@ impl VmSpec {
         Ok(())
     }
 
+    /// Every virtio device as it is written on the command line, in the order in which they are plugged in.
+    fn virtio_devices(&self) -> impl Iterator<Item = String> {
+        let drives = self.drives.iter().map(|drive| format!("-drive id={}", drive.id));
+        let balloons = self.balloons.iter().map(|_| "-balloon".to_owned());
+        drives.chain(balloons)
+    }
+
+    /// Rule D3.4: each device has an interrupt of its own.
+    fn check_slots(&self) -> Result<()> {
+        let Some(twelfth) = self.virtio_devices().nth(MAX_VIRTIO_DEVICES) else { return Ok(()) };
+        let count = self.virtio_devices().count();
+        Err(Error::usage(format!(
+            "{twelfth}: one virtio device too many, there are {count}; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds \
+             together, an interrupt line each (rule D3.4)"
+        )))
+    }
+
     /// Rules D1.6 and D1.8: a device names one iothread, which exists.
-    fn check_iothread_of(&self, drive: &str, iothread: Option<&str>) -> Result<()> {
+    fn check_iothread_of(&self, device: &str, iothread: Option<&str>) -> Result<()> {
         let Some(wanted) = iothread else { return Ok(()) };
         if self.iothreads.iter().any(|iothread| iothread.id == wanted) {
             return Ok(());
         }
         let ids: Vec<&str> = self.iothreads.iter().map(|iothread| iothread.id.as_str()).collect();
         let accepted = if ids.is_empty() { format!("with -iothread id={wanted}") } else { ids.join(", ") };
-        Err(Error::usage(format!("-drive id={drive},iothread={wanted}: no such iothread; accepted: {accepted}")))
+        Err(Error::usage(format!("{device},iothread={wanted}: no such iothread; accepted: {accepted}")))
     }
 }
 

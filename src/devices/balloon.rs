@@ -17,7 +17,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::GuestAddress;
 
 use crate::error::Result;
-use crate::event::{Cx, Receiver, Sender, channel};
+use crate::event::{Cx, Event, Receiver, Sender, channel};
 use crate::memory::{Discard, GuestRam, PAGE_BYTES};
 use crate::qos::{Direction, Wait};
 use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict, gather};
@@ -334,7 +334,7 @@ impl Device for Balloon {
         Ok(())
     }
 
-    fn ready(&mut self, _tag: u32, _now_ns: u64) -> bool {
+    fn ready(&mut self, _event: Event, _cx: &mut Cx<'_>) -> bool {
         while let Some(order) = self.orders.1.receive() {
             match order {
                 Order::SetTarget(pages) => (self.target, self.target_is_new) = (pages, true),
@@ -356,7 +356,8 @@ impl Device for Balloon {
         }
     }
 
-    fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>) {
+    fn reap(&mut self, cx: &mut Cx<'_>, completions: &mut Completions<'_>) {
+        let now_ns = cx.clock_ns();
         self.discard_batch(now_ns);
         self.budget = self.pace;
         for (queue, head) in self.finished.drain(..) {

@@ -22,7 +22,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
-use crate::event::{Cx, Receiver, Sender, channel};
+use crate::event::{Cx, Event, Receiver, Sender, channel};
 use crate::memory::GuestRam;
 use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict, gather};
 use counters::add;
@@ -354,12 +354,12 @@ impl Device for Block {
         Ok(())
     }
 
-    fn ready(&mut self, tag: u32, now_ns: u64) -> bool {
+    fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> bool {
         let mut changed = false;
-        while tag == ORDERS
+        while event.tag == ORDERS
             && let Some(SetLimits { limits, done }) = self.orders.1.receive()
         {
-            self.throttle.set(now_ns, &limits);
+            self.throttle.set(cx.now_ns(), &limits);
             done.end(());
             changed = true;
         }
@@ -401,7 +401,8 @@ impl Device for Block {
         }
     }
 
-    fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>) {
+    fn reap(&mut self, cx: &mut Cx<'_>, completions: &mut Completions<'_>) {
+        let now_ns = cx.clock_ns();
         let table = &mut self.table;
         self.disk.poll(|token, result| {
             let (queue, head, len) = table.finish(token, result, now_ns);

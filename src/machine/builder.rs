@@ -4,29 +4,24 @@
 //! Nothing runs in the guest until [`Machine::start`]. Main thread.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use log::info;
+use std::sync::{Arc, Mutex};
 
 use super::board::Board;
 use super::inventory::{self, Drive, Inventory, Notice};
-use super::{acpi, boot, layout, mptable};
+use super::{acpi, boot, layout, mptable, parts};
 use crate::bus::{Bus, Range};
-use crate::config::spec::{BalloonSpec, DriveSpec, SerialSpec, VmSpec};
-use crate::devices::balloon::{Balloon, BalloonNews};
-use crate::devices::block::{Block, IoFailure, Throttle};
+use crate::config::spec::{SerialSpec, VmSpec};
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
 use crate::devices::serial::{Serial, SerialEvent};
 use crate::disk::Disk;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::event::thread::LoopThread;
 use crate::event::{EventLoop, Sender};
 use crate::kvm::irq::Irq;
 use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
 use crate::kvm::vm::Vm;
-use crate::memory::{self, GuestRam};
-use crate::qos::{Bucket, Group, Limits};
+use crate::memory;
 use crate::sys::{stdio, tune};
 
 /// A machine whose vCPUs have not been started.
@@ -78,7 +73,8 @@ impl Machine {
         for (drive, disk) in spec.drives.iter().zip(disks) {
             let size_bytes = disk.sectors() * 512;
             let limits = spec.limits_of(drive);
-            let block = block(drive, disk, throttle(drive, &limits, &mut groups), &ram, &notices);
+            let throttle = parts::drive::throttle(drive, &limits, &mut groups);
+            let block = parts::drive::block(drive, disk, throttle, &ram, &notices);
             let (counters, orders) = (block.counters(), block.orders());
             drives.push(Drive { spec: drive.clone(), size_bytes, counters, limits, orders });
             let home = drive.iothread.as_ref().and_then(|id| iothreads.iter().find(|thread| thread.id() == id));
@@ -86,7 +82,7 @@ impl Machine {
         }
         let mut balloon = None;
         if let Some(asked) = spec.balloons.first() {
-            let (device, part) = self::balloon(asked, spec, &ram, &notices)?;
+            let (device, part) = parts::balloon::balloon(asked, spec, &ram, &notices)?;
             balloon = Some(part);
             // In the main loop: giving pages back is no work for an iothread's disks (rule D1.3).
             board.plug(Box::new(device), None, main)?;
@@ -139,74 +135,6 @@ impl Machine {
     }
 }
 
-/// What limits a drive: a bucket of its own, or its group's, which the first of the group makes.
-fn throttle(drive: &DriveSpec, limits: &Limits, groups: &mut HashMap<String, Arc<Mutex<Group>>>) -> Throttle {
-    let Some(name) = &drive.group else { return Throttle::Own(Bucket::new(limits)) };
-    let group = groups.entry(name.clone()).or_insert_with(|| Arc::new(Mutex::new(Group::new(limits)))).clone();
-    let member = group.lock().unwrap_or_else(PoisonError::into_inner).join();
-    Throttle::Shared(group, member)
-}
-
-/// The device of one drive.
-fn block(drive: &DriveSpec, disk: Disk, throttle: Throttle, ram: &Arc<GuestRam>, notices: &Sender<Notice>) -> Block {
-    let notices = notices.clone();
-    let id = drive.id.clone();
-    let report = Box::new(move |failure: IoFailure| {
-        // The control plane lives as long as the main loop.
-        let _ = notices.send(Notice::IoFailure(id.clone(), failure));
-    });
-    let serial = drive.serial.as_deref().unwrap_or(&drive.id);
-    Block::new(&drive.id, serial, disk, throttle, ram.clone(), report)
-}
-
-/// The balloon, if this memory can be given back in pages.
-fn balloon(
-    asked: &BalloonSpec,
-    spec: &VmSpec,
-    ram: &Arc<GuestRam>,
-    notices: &Sender<Notice>,
-) -> Result<(Balloon, inventory::Balloon)> {
-    const WHAT: &str = "-balloon: look at guest memory";
-    let page_bytes = memory::page_bytes(ram).context(|| WHAT)?;
-    if page_bytes != memory::PAGE_BYTES {
-        return Err(Error::usage(format!(
-            "-balloon: guest memory consists of pages of {} KiB (-mem-path), and the guest gives away pages of {} KiB, of \
-             which none could go back to the host (rules D3.2, D3.3); accepted: one of the two options, or a -mem-path that \
-             is not on hugetlbfs",
-            page_bytes >> 10,
-            memory::PAGE_BYTES >> 10
-        )));
-    }
-    memory::can_discard(ram).map_err(|e| {
-        Error::usage(
-            "-balloon: the file system of -mem-path can make no holes in a file, so none of its memory could go back to the \
-             host; accepted: another path, mem-share=off, or no balloon",
-        )
-        .because(e)
-    })?;
-    let zeros = memory::leaves_zeros(ram).context(|| WHAT)?;
-    if asked.free_page_reporting && !zeros {
-        info!(
-            "-balloon: no free page reporting, for a page that was given back would read as the file of -mem-path does"
-        );
-    }
-    let reports_free_pages = asked.free_page_reporting && zeros;
-    let notices = notices.clone();
-    let report = Box::new(move |news: BalloonNews| {
-        // As in `block`.
-        let _ = notices.send(Notice::Balloon(news));
-    });
-    let device = Balloon::new(ram.clone(), asked.deflate_on_oom, reports_free_pages, report);
-    let part = inventory::Balloon {
-        spec: asked.clone(),
-        memory_bytes: spec.memory_bytes,
-        reports_free_pages,
-        counters: device.counters(),
-        orders: device.orders(),
-    };
-    Ok((device, part))
-}
-
 /// The serial port at its interrupt, connected as asked.
 fn serial(spec: SerialSpec, vm: &Arc<Vm>, events: Sender<SerialEvent>) -> Result<Arc<Mutex<Serial>>> {
     let irq = Irq::new(vm, layout::SERIAL_IRQ)?;
@@ -226,7 +154,7 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
     let tell = |notice: fn() -> Notice| {
         let notices = notices.clone();
         move || {
-            // As in `block`.
+            // As in `parts::drive::block`.
             let _ = notices.send(notice());
         }
     };

@@ -9,6 +9,7 @@ mod inventory;
 mod kernel;
 pub mod layout;
 pub mod mptable;
+mod parts;
 #[cfg(test)]
 mod testing;
 

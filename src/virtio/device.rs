@@ -10,7 +10,7 @@ use super::fault::Fault;
 use super::page::Page;
 use super::ring::{Chain, Ring};
 use crate::error::Result;
-use crate::event::Cx;
+use crate::event::{Cx, Event};
 use crate::qos::{Direction, Wait};
 
 /// What a device says of a chain it was handed.
@@ -74,17 +74,17 @@ pub trait Device: Send + 'static {
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()>;
 
     /// One of the device's own watches was ready; [`Device::reap`] comes next. True if chains that were told to wait may
-    /// ask again at once.
-    fn ready(&mut self, tag: u32, now_ns: u64) -> bool;
+    /// ask again: they are handed over at once.
+    fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> bool;
 
     /// One chain of queue `queue`. A chain that is `Pending` is the device's until it gives it back, once. `now_ns` is
     /// the time of the loop's turn.
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict;
 
     /// Sends out what was queued and gives back, through `completions`, what has finished since the last call. Called
-    /// once after every batch of [`Device::process`], and when one of the device's own watches was ready. `now_ns` is the
-    /// time of the call, not of the turn.
-    fn reap(&mut self, now_ns: u64, completions: &mut Completions<'_>);
+    /// once after every batch of [`Device::process`], and when one of the device's own watches was ready. The place to
+    /// change what the device's watches are told of.
+    fn reap(&mut self, cx: &mut Cx<'_>, completions: &mut Completions<'_>);
 
     /// What telling chains to wait has cost; called after a batch in which it cost something. A device that never says
     /// [`Verdict::Later`] is never told.

@@ -17,6 +17,7 @@ use super::page::Page;
 use super::ring::{Ring, Served};
 use crate::error::Result;
 use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver};
+use crate::qos::Wait;
 
 /// Tags below this are queue numbers; the device's own watches start here.
 pub const DEVICE_TAG: u32 = 0x100;
@@ -210,9 +211,10 @@ impl Worker {
         }
     }
 
-    /// Arms the timer, unless it is armed for an earlier time.
+    /// Arms the timer, unless it is armed for an earlier time, or the device will say itself when to go on.
     fn arm(&mut self, until_ns: u64, cx: &mut Cx<'_>) {
         if let Some(timer) = self.timer
+            && until_ns != Wait::UNTIL_TOLD.until_ns
             && self.armed_ns.is_none_or(|armed_ns| until_ns < armed_ns)
         {
             self.armed_ns = Some(until_ns);
@@ -258,9 +260,9 @@ impl Worker {
 
     /// Takes in what the device has finished, and interrupts the driver at most once for that and for what was finished
     /// on the spot.
-    fn settle(&mut self, cx: &Cx<'_>) -> std::result::Result<(), Fault> {
+    fn settle(&mut self, cx: &mut Cx<'_>) -> std::result::Result<(), Fault> {
         let mut completions = Completions::new(&mut self.rings, &self.page);
-        self.device.reap(cx.clock_ns(), &mut completions);
+        self.device.reap(cx, &mut completions);
         if completions.outcome()? && self.live {
             self.interrupt.config();
         }
@@ -343,12 +345,13 @@ impl Handler for Worker {
                 self.armed_ns = None;
                 self.serve_waiting(cx)
             }
-            tag @ DEVICE_TAG.. => {
-                let ask_again = self.device.ready(tag, cx.now_ns());
+            DEVICE_TAG.. => {
+                let ask_again = self.device.ready(event, cx);
                 if let Err(fault) = self.settle(cx) {
                     self.fault(fault, cx);
                 }
-                if ask_again {
+                if ask_again && self.serve_waiting(cx) == Flow::More {
+                    // Not by being called again, for the watch has nothing new to say.
                     self.ask_again(cx);
                 }
                 Flow::Done

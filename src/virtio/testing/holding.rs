@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::Result;
-use crate::event::Cx;
+use crate::event::{Cx, Event};
 use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, Page, Verdict};
 
 #[derive(Default)]
@@ -96,7 +96,7 @@ impl Device for Holding {
         Ok(())
     }
 
-    fn ready(&mut self, _tag: u32, _now_ns: u64) -> bool {
+    fn ready(&mut self, _event: Event, _cx: &mut Cx<'_>) -> bool {
         false
     }
 
@@ -111,7 +111,7 @@ impl Device for Holding {
         Verdict::Pending
     }
 
-    fn reap(&mut self, _now_ns: u64, completions: &mut Completions<'_>) {
+    fn reap(&mut self, _cx: &mut Cx<'_>, completions: &mut Completions<'_>) {
         let mut state = self.state.lock().unwrap();
         for (queue, head) in state.finished.drain(..) {
             completions.give_back(queue, head, 1);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::Result;
-use crate::event::Cx;
+use crate::event::{Cx, Event};
 use crate::qos::{Bucket, Direction, Limits, Request};
 use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, Held, Page, Verdict};
 
@@ -90,7 +90,7 @@ impl Device for Metered {
         Ok(())
     }
 
-    fn ready(&mut self, _tag: u32, _now_ns: u64) -> bool {
+    fn ready(&mut self, _event: Event, _cx: &mut Cx<'_>) -> bool {
         true
     }
 
@@ -110,7 +110,7 @@ impl Device for Metered {
         }
     }
 
-    fn reap(&mut self, _now_ns: u64, _completions: &mut Completions<'_>) {}
+    fn reap(&mut self, _cx: &mut Cx<'_>, _completions: &mut Completions<'_>) {}
 
     fn held(&mut self, held: Held) {
         let sum = &mut self.state.lock().unwrap().held;

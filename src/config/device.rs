@@ -1,0 +1,19 @@
+//! `-device TYPE,...`: each type's keys to its part of a [`VmSpec`].
+//!
+//! A type is an arm here; what its keys mean stands with the kind of device that it is. Main thread, before anything is
+//! started.
+
+use super::spec::VmSpec;
+use crate::error::{Error, Result};
+
+/// The types there are, for who asks for another.
+const TYPES: [&str; 0] = [];
+
+/// `-device TYPE[,KEY=VALUE,...]`, written into `spec`.
+///
+/// # Errors
+/// A mistake of the user's: an unknown type, or what is wrong with its keys.
+pub fn device(text: &str, _spec: &mut VmSpec) -> Result<()> {
+    let kind = text.split(',').next().unwrap_or_default();
+    Err(Error::usage(format!("-device {text}: no such type {kind:?}; accepted: {}", TYPES.join(", "))))
+}

@@ -1,0 +1,60 @@
+//! From the balloon's specification to its device, if this memory can be given back. Main thread.
+
+use std::sync::Arc;
+
+use log::info;
+
+use crate::config::spec::{BalloonSpec, VmSpec};
+use crate::devices::balloon::{Balloon, BalloonNews};
+use crate::error::{Context, Error, Result};
+use crate::event::Sender;
+use crate::machine::{Notice, inventory};
+use crate::memory::{self, GuestRam};
+
+/// The balloon, if this memory can be given back in pages.
+pub fn balloon(
+    asked: &BalloonSpec,
+    spec: &VmSpec,
+    ram: &Arc<GuestRam>,
+    notices: &Sender<Notice>,
+) -> Result<(Balloon, inventory::Balloon)> {
+    const WHAT: &str = "-balloon: look at guest memory";
+    let page_bytes = memory::page_bytes(ram).context(|| WHAT)?;
+    if page_bytes != memory::PAGE_BYTES {
+        return Err(Error::usage(format!(
+            "-balloon: guest memory consists of pages of {} KiB (-mem-path), and the guest gives away pages of {} KiB, of \
+             which none could go back to the host (rules D3.2, D3.3); accepted: one of the two options, or a -mem-path that \
+             is not on hugetlbfs",
+            page_bytes >> 10,
+            memory::PAGE_BYTES >> 10
+        )));
+    }
+    memory::can_discard(ram).map_err(|e| {
+        Error::usage(
+            "-balloon: the file system of -mem-path can make no holes in a file, so none of its memory could go back to the \
+             host; accepted: another path, mem-share=off, or no balloon",
+        )
+        .because(e)
+    })?;
+    let zeros = memory::leaves_zeros(ram).context(|| WHAT)?;
+    if asked.free_page_reporting && !zeros {
+        info!(
+            "-balloon: no free page reporting, for a page that was given back would read as the file of -mem-path does"
+        );
+    }
+    let reports_free_pages = asked.free_page_reporting && zeros;
+    let notices = notices.clone();
+    let report = Box::new(move |news: BalloonNews| {
+        // As in `block`.
+        let _ = notices.send(Notice::Balloon(news));
+    });
+    let device = Balloon::new(ram.clone(), asked.deflate_on_oom, reports_free_pages, report);
+    let part = inventory::Balloon {
+        spec: asked.clone(),
+        memory_bytes: spec.memory_bytes,
+        reports_free_pages,
+        counters: device.counters(),
+        orders: device.orders(),
+    };
+    Ok((device, part))
+}

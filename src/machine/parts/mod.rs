@@ -1,0 +1,6 @@
+//! The devices of a machine, a file each: from what its user asked for to a thing that can be plugged in.
+//!
+//! What a device does is in `devices`; in which order they are plugged is `builder`'s. Main thread.
+
+pub mod balloon;
+pub mod drive;
