@@ -100,6 +100,7 @@ impl Running {
     fn finish(mut self) -> Result<()> {
         // After the threads are made, which would inherit it.
         tune::short_slice();
+        tune::forget_code();
         let ran = self.main.run();
         // The loop first: a vCPU that waits for a device of it is answered by the device's end.
         drop(self.main);

@@ -276,6 +276,18 @@ fn standard_input_at_its_end_and_a_closed_one_are_no_trouble() {
 const REST: Duration = Duration::from_secs(10);
 
 #[test]
+fn an_idle_machine_has_let_go_of_the_code_that_it_needed_to_start() {
+    let Some(setup) = Setup::guest("mode=idle end=acpi") else { return };
+    let mut monitor = setup.disk("vda", 1 << 20, "direct=off").stdin(Stdio::piped()).start();
+    monitor.serial.expect("idle: begin");
+    let (mapped, size) = proc::code_kib(monitor.pid());
+    monitor.type_in("x");
+    monitor.expect_ok();
+    // It comes back in pieces of sixteen pages, so a program that is not optimised for size keeps more than it runs.
+    assert!(mapped < size / 4 * 3, "{mapped} of {size} KiB of code are mapped");
+}
+
+#[test]
 fn an_idle_machine_wakes_no_loop_in_ten_seconds() {
     let Some(setup) = Setup::guest("mode=idle end=acpi") else { return };
     let setup = setup.iothread("io1").iothread("io2").disk("vda", 1 << 20, "direct=off,iothread=io1");

@@ -37,6 +37,18 @@ pub fn anonymous_kib(pid: u32) -> u64 {
     status_number(&format!("/proc/{pid}/status"), "RssAnon:")
 }
 
+/// How much of the code of its program a process has mapped, and how much there is, in KiB.
+#[track_caller]
+pub fn code_kib(pid: u32) -> (u64, u64) {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("the process runs");
+    let code = maps.split("\nVmFlags:").find(|map| map.contains(" r-xp ") && map.contains("loopvisor"));
+    let field = |name: &str| -> Option<u64> {
+        let line = code?.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    (field("Rss:").expect("a mapping of code"), field("Size:").expect("its size"))
+}
+
 #[track_caller]
 fn status_number(path: &str, field: &str) -> u64 {
     let status = fs::read_to_string(path).expect("the thread runs");
