@@ -11,7 +11,7 @@ use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use crate::config::keyvalue::near;
 use crate::config::spec::{LogSpec, VmSpec};
-use crate::config::{device, options};
+use crate::config::{device, object, options, rng};
 use crate::error::{Error, Result};
 
 /// What the command line asks for.
@@ -69,6 +69,12 @@ struct Options {
     /// auto=off with floor and pressure
     #[argh(option, arg_name = "[KEY=VALUE,...]")]
     balloon: Vec<String>,
+    /// random numbers for the guest; keys random_file=/dev/urandom, bytes_per_sec (no limit)
+    #[argh(option, arg_name = "[KEY=VALUE,...]")]
+    rng: Vec<String>,
+    /// something that a device names; repeatable
+    #[argh(option, arg_name = "TYPE[,KEY=VALUE,...]")]
+    object: Vec<String>,
     /// connect the first serial port to standard input and output
     #[argh(option, arg_name = "stdio")]
     serial: Option<String>,
@@ -150,6 +156,11 @@ fn spec(given: &Options) -> Result<VmSpec> {
     spec.drives = given.drive.iter().map(|text| options::drive(text)).collect::<Result<_>>()?;
     spec.iothreads = given.iothread.iter().map(|text| options::iothread(text)).collect::<Result<_>>()?;
     spec.mem_path = file("-mem-path", &given.mem_path)?;
+    spec.rngs = given.rng.iter().map(|text| rng::rng(text)).collect::<Result<_>>()?;
+    // Before the devices that name them.
+    for text in &given.object {
+        object::object(text, &mut spec)?;
+    }
     for text in &given.device {
         device::device(text, &mut spec)?;
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::rng::{RngSource, RngSpec};
 use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, SerialSpec};
 use crate::qos::{Limit, Limits, Quantity, Spelling};
 use proptest::prelude::*;
@@ -43,7 +44,7 @@ fn a_kernel_alone_makes_the_default_machine() {
 fn every_option_reaches_its_part_of_the_spec() {
     let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -serial stdio -api-channel unix:/a \
-                -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze";
+                -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze";
     let expected = VmSpec {
         name: "vm1".into(),
         cpus: 4,
@@ -62,6 +63,8 @@ fn every_option_reaches_its_part_of_the_spec() {
         }],
         iothreads: vec![IothreadSpec { id: "io1".into() }],
         balloons: vec![BalloonSpec { deflate_on_oom: true, ..BalloonSpec::default() }],
+        rngs: vec![RngSpec { source: "/dev/hwrng".into(), bytes_per_second: Some(1000), ..RngSpec::default() }],
+        rng_sources: vec![RngSource { id: "r".into(), file: "f".into() }],
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],
         log: LogSpec::File("log".into()),

@@ -243,6 +243,19 @@ fn rule_d2_3_linux_counts_two_hundred_reads_a_second_from_a_disk_of_so_many() {
     assert_no_trouble(&monitor);
 }
 
+/// Linux feeds its generator from the device, which gives at most a thousand bytes a second.
+#[test]
+fn linux_takes_its_random_numbers_from_the_device() {
+    let options = ["-rng", "random_file=/dev/urandom,bytes_per_sec=1000"];
+    let mut monitor = Monitor::start("vmlinuz", "loopvisor.script=rng", &options);
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    assert_eq!(monitor.lines("rng current: "), ["virtio_rng.0"]);
+    assert_eq!(monitor.lines("rng sizes: "), ["256 256"]);
+    assert_eq!(monitor.lines("rng reads: "), ["different"]);
+    assert_no_trouble(&monitor);
+}
+
 /// A guest that does with its memory what it is told (tools/linux/tests/memory).
 struct Guest {
     monitor: Monitor,

@@ -15,11 +15,12 @@ impl VmSpec {
     ///
     /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
     /// id used twice, an iothread nobody made, a file written by two drives, a group of drives on several loops or
-    /// with different limits, a second balloon (rule D3.5), one socket twice, a background monitor with a serial port on the terminal it has left.
+    /// with different limits, a second balloon (rule D3.5), a second source of random numbers, one socket twice, a background monitor with a serial port on the terminal it has left.
     pub fn check(&self) -> Result<()> {
         self.check_iothreads()?;
         self.check_drives()?;
         self.check_balloon()?;
+        self.check_rng()?;
         self.check_slots()?;
         let mut sockets = HashSet::new();
         if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
@@ -96,11 +97,28 @@ impl VmSpec {
         Ok(())
     }
 
+    fn check_rng(&self) -> Result<()> {
+        if self.rngs.len() > 1 {
+            return Err(Error::usage(
+                "-rng: one source of random numbers too many; accepted: one -rng, or one -device virtio-rng-device",
+            ));
+        }
+        let mut ids = HashSet::new();
+        match self.rng_sources.iter().find(|source| !ids.insert(&source.id)) {
+            Some(twice) => Err(Error::usage(format!(
+                "-object rng-random,id={}: another object has this id; accepted: an id of its own",
+                twice.id
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Every virtio device as it is written on the command line, in the order in which they are plugged in.
     fn virtio_devices(&self) -> impl Iterator<Item = String> {
         let drives = self.drives.iter().map(|drive| format!("-drive id={}", drive.id));
         let balloons = self.balloons.iter().map(|_| "-balloon".to_owned());
-        drives.chain(balloons)
+        let rngs = self.rngs.iter().map(|_| "-rng".to_owned());
+        drives.chain(balloons).chain(rngs)
     }
 
     /// Rule D3.4: each device has an interrupt of its own.
@@ -157,6 +175,7 @@ fn check_group(drive: &DriveSpec, earlier: &[DriveSpec]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rng::{RngSource, RngSpec};
     use super::super::spec::{AutoSpec, BalloonSpec, IothreadSpec};
     use super::*;
     use crate::qos::Limits;
@@ -316,6 +335,20 @@ mod tests {
             refusal(&spec(257 << 20)),
             "-balloon floor=257M: the guest has less; accepted: at most its memory (-m), which is 256M"
         );
+    }
+
+    #[test]
+    fn one_source_of_random_numbers_is_enough() {
+        let rngs = |count| VmSpec { rngs: vec![RngSpec::default(); count], ..VmSpec::new("vmlinux") };
+        rngs(1).check().unwrap();
+        assert!(refusal(&rngs(2)).ends_with("accepted: one -rng, or one -device virtio-rng-device"));
+        let source = RngSource { id: "r".into(), file: "f".into() };
+        let spec = VmSpec { rng_sources: vec![source; 2], ..VmSpec::new("vmlinux") };
+        assert!(refusal(&spec).starts_with("-object rng-random,id=r: another object has this id"));
+        let drives = (0..11).map(|n| DriveSpec::new(format!("d{n}"), format!("{n}.img")));
+        let spec = VmSpec { rngs: vec![RngSpec::default()], ..with_drives(drives) };
+        let refused = refusal(&spec);
+        assert!(refused.starts_with("-rng: ") && refused.contains("rule D3.4"), "{refused}");
     }
 
     #[test]

@@ -3,17 +3,25 @@
 //! A type is an arm here; what its keys mean stands with the kind of device that it is. Main thread, before anything is
 //! started.
 
+use super::rng;
 use super::spec::VmSpec;
 use crate::error::{Error, Result};
 
 /// The types there are, for who asks for another.
-const TYPES: [&str; 0] = [];
+const TYPES: [&str; 1] = ["virtio-rng-device"];
 
 /// `-device TYPE[,KEY=VALUE,...]`, written into `spec`.
 ///
 /// # Errors
 /// A mistake of the user's: an unknown type, or what is wrong with its keys.
-pub fn device(text: &str, _spec: &mut VmSpec) -> Result<()> {
+pub fn device(text: &str, spec: &mut VmSpec) -> Result<()> {
     let kind = text.split(',').next().unwrap_or_default();
-    Err(Error::usage(format!("-device {text}: no such type {kind:?}; accepted: {}", TYPES.join(", "))))
+    match kind.trim_start_matches("driver=") {
+        "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
+        _ => {
+            let accepted = TYPES.join(", ");
+            return Err(Error::usage(format!("-device {text}: no such type {kind:?}; accepted: {accepted}")));
+        }
+    }
+    Ok(())
 }

@@ -274,11 +274,11 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     Some((decimal(number)?, unit))
 }
 
-fn short_text(text: &str) -> Option<String> {
+pub(super) fn short_text(text: &str) -> Option<String> {
     (1..=MAX_NAME_CHARS).contains(&text.chars().count()).then(|| text.to_owned())
 }
 
-fn file_path(text: &str) -> Option<PathBuf> {
+pub(super) fn file_path(text: &str) -> Option<PathBuf> {
     (1..=MAX_PATH_BYTES).contains(&text.len()).then(|| text.into())
 }
 

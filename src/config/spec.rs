@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::rng::{RngSource, RngSpec};
 use crate::qos::Limits;
 
 /// The most iothreads a machine may have (rule D1.2).
@@ -59,6 +60,10 @@ pub struct VmSpec {
     pub iothreads: Vec<IothreadSpec>,
     /// `-balloon`, as often as it was given: once at most (rule D3.5).
     pub balloons: Vec<BalloonSpec>,
+    /// `-rng` and `-device virtio-rng-device`, as often as they were given: once at most.
+    pub rngs: Vec<RngSpec>,
+    /// `-object rng-random`: what those of `-device` name.
+    pub rng_sources: Vec<RngSource>,
     /// `-serial`: what the first serial port is connected to.
     pub serial: SerialSpec,
     /// The management sockets: that of `-api-channel`, then those of `-qmp` in the order given.
@@ -89,6 +94,8 @@ impl VmSpec {
             drives: Vec::new(),
             iothreads: Vec::new(),
             balloons: Vec::new(),
+            rngs: Vec::new(),
+            rng_sources: Vec::new(),
             serial: SerialSpec::None,
             qmp: Vec::new(),
             log: LogSpec::Stderr,

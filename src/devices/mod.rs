@@ -4,4 +4,5 @@ pub mod balloon;
 pub mod block;
 pub mod i8042;
 pub mod power;
+pub mod rng;
 pub mod serial;

@@ -87,6 +87,9 @@ impl Machine {
             // In the main loop: giving pages back is no work for an iothread's disks (rule D1.3).
             board.plug(Box::new(device), None, main)?;
         }
+        if let Some(asked) = spec.rngs.first() {
+            board.plug(Box::new(parts::rng::rng(asked, &ram)?), None, main)?;
+        }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
         let vcpus = prepare_vcpus(spec, &vm, &board)?;

@@ -10,6 +10,7 @@ pub mod poll;
 pub mod signalfd;
 pub mod socket;
 pub mod stdio;
+pub mod stream;
 pub mod terminal;
 mod thread;
 pub mod timerfd;

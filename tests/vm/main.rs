@@ -21,3 +21,4 @@ mod machine;
 mod pause;
 mod qmp;
 mod qmp_hostile;
+mod rng;

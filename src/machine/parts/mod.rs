@@ -4,3 +4,4 @@
 
 pub mod balloon;
 pub mod drive;
+pub mod rng;

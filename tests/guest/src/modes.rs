@@ -11,6 +11,7 @@ mod hello;
 mod idle;
 mod irq;
 mod random;
+mod rng;
 mod smp;
 mod spin;
 mod touch;
@@ -28,6 +29,7 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "blk-verify" => blk_verify::run(machine.words),
         "blk-reset" => blk_reset::run(machine.words),
         "blk-hostile" => blk_hostile::run(machine),
+        "rng" => rng::run(machine.words),
         "irq" => irq::run(machine.words),
         "echo" => echo::run(),
         "idle" => idle::run(machine.words),
