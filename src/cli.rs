@@ -11,7 +11,7 @@ use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use crate::config::keyvalue::near;
 use crate::config::spec::{LogSpec, VmSpec};
-use crate::config::{device, object, options, rng};
+use crate::config::{chardev, device, object, options, rng};
 use crate::error::{Error, Result};
 
 /// What the command line asks for.
@@ -75,6 +75,9 @@ struct Options {
     /// something that a device names; repeatable
     #[argh(option, arg_name = "TYPE[,KEY=VALUE,...]")]
     object: Vec<String>,
+    /// a console on a Unix socket, the first is /dev/hvc0; or with "socket" a socket for -device virtconsole; repeatable
+    #[argh(option, arg_name = "[socket,]id=NAME,path=PATH[,server][,nowait]")]
+    chardev: Vec<String>,
     /// connect the first serial port to standard input and output
     #[argh(option, arg_name = "stdio")]
     serial: Option<String>,
@@ -160,6 +163,9 @@ fn spec(given: &Options) -> Result<VmSpec> {
     // Before the devices that name them.
     for text in &given.object {
         object::object(text, &mut spec)?;
+    }
+    for text in &given.chardev {
+        chardev::chardev(text, &mut spec)?;
     }
     for text in &given.device {
         device::device(text, &mut spec)?;

@@ -65,6 +65,8 @@ fn every_option_reaches_its_part_of_the_spec() {
         balloons: vec![BalloonSpec { deflate_on_oom: true, ..BalloonSpec::default() }],
         rngs: vec![RngSpec { source: "/dev/hwrng".into(), bytes_per_second: Some(1000), ..RngSpec::default() }],
         rng_sources: vec![RngSource { id: "r".into(), file: "f".into() }],
+        chardevs: Vec::new(),
+        consoles: Vec::new(),
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],
         log: LogSpec::File("log".into()),

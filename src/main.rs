@@ -76,7 +76,7 @@ impl Running {
         let (control, messages) = channel();
         let (notices_sender, notices) = channel();
         let (serial_sender, serial_events) = channel();
-        // Before any thread: signals are blocked for those that follow, and the sockets' mode is the process's.
+        // Before any thread: signals are blocked for those that follow.
         main.add(Box::new(Signals::new(control.clone())?))?;
         for path in &spec.qmp {
             main.add(Box::new(Listener::bind(path, control.clone())?))?;

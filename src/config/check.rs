@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use super::chardev;
 use super::spec::{Access, DriveSpec, MAX_IOTHREADS, MAX_VIRTIO_DEVICES, SerialSpec, VmSpec};
 use crate::error::{Error, Result};
 
@@ -15,18 +16,26 @@ impl VmSpec {
     ///
     /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
     /// id used twice, an iothread nobody made, a file written by two drives, a group of drives on several loops or
-    /// with different limits, a second balloon (rule D3.5), a second source of random numbers, one socket twice, a background monitor with a serial port on the terminal it has left.
+    /// with different limits, a second balloon (rule D3.5) or source of random numbers, a console and a chardev that do not
+    /// go together, one socket twice, a background monitor with a serial port on the terminal it has left.
     pub fn check(&self) -> Result<()> {
         self.check_iothreads()?;
         self.check_drives()?;
         self.check_balloon()?;
         self.check_rng()?;
+        chardev::check(self)?;
         self.check_slots()?;
         let mut sockets = HashSet::new();
         if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
             let path = path.display();
             return Err(Error::usage(format!(
                 "-qmp unix:{path}: -qmp or -api-channel has this socket already; accepted: another path"
+            )));
+        }
+        if let Some(chardev) = self.chardevs.iter().find(|chardev| !sockets.insert(&chardev.path)) {
+            let (id, path) = (&chardev.id, chardev.path.display());
+            return Err(Error::usage(format!(
+                "-chardev id={id}: another option has the socket {path} already; accepted: another path"
             )));
         }
         if self.daemonize && self.serial == SerialSpec::Stdio {
@@ -118,7 +127,8 @@ impl VmSpec {
         let drives = self.drives.iter().map(|drive| format!("-drive id={}", drive.id));
         let balloons = self.balloons.iter().map(|_| "-balloon".to_owned());
         let rngs = self.rngs.iter().map(|_| "-rng".to_owned());
-        drives.chain(balloons).chain(rngs)
+        let consoles = self.consoles.iter().map(|console| format!("-device virtconsole,id={}", console.id));
+        drives.chain(balloons).chain(rngs).chain(consoles)
     }
 
     /// Rule D3.4: each device has an interrupt of its own.

@@ -3,12 +3,12 @@
 //! A type is an arm here; what its keys mean stands with the kind of device that it is. Main thread, before anything is
 //! started.
 
-use super::rng;
 use super::spec::VmSpec;
+use super::{chardev, rng};
 use crate::error::{Error, Result};
 
 /// The types there are, for who asks for another.
-const TYPES: [&str; 1] = ["virtio-rng-device"];
+const TYPES: [&str; 3] = ["virtconsole", "virtio-rng-device", "virtio-serial-device"];
 
 /// `-device TYPE[,KEY=VALUE,...]`, written into `spec`.
 ///
@@ -17,6 +17,8 @@ const TYPES: [&str; 1] = ["virtio-rng-device"];
 pub fn device(text: &str, spec: &mut VmSpec) -> Result<()> {
     let kind = text.split(',').next().unwrap_or_default();
     match kind.trim_start_matches("driver=") {
+        "virtconsole" => chardev::virtconsole(text, spec)?,
+        "virtio-serial-device" => chardev::virtio_serial(text)?,
         "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
         _ => {
             let accepted = TYPES.join(", ");

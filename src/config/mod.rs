@@ -5,6 +5,7 @@
 //! Nothing here opens a file or makes a system call: what the words mean for the host is found out when the machine
 //! is built. A drive's limits are those of `qos`. Runs on the main thread before anything else is started.
 
+pub mod chardev;
 mod check;
 pub mod device;
 pub mod keyvalue;

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::chardev::{ChardevSpec, ConsoleSpec};
 use super::rng::{RngSource, RngSpec};
 use crate::qos::Limits;
 
@@ -64,6 +65,10 @@ pub struct VmSpec {
     pub rngs: Vec<RngSpec>,
     /// `-object rng-random`: what those of `-device` name.
     pub rng_sources: Vec<RngSource>,
+    /// `-chardev`, in the order given.
+    pub chardevs: Vec<ChardevSpec>,
+    /// The consoles, in the order given: `/dev/hvc0`, `/dev/hvc1`, ...
+    pub consoles: Vec<ConsoleSpec>,
     /// `-serial`: what the first serial port is connected to.
     pub serial: SerialSpec,
     /// The management sockets: that of `-api-channel`, then those of `-qmp` in the order given.
@@ -96,6 +101,8 @@ impl VmSpec {
             balloons: Vec::new(),
             rngs: Vec::new(),
             rng_sources: Vec::new(),
+            chardevs: Vec::new(),
+            consoles: Vec::new(),
             serial: SerialSpec::None,
             qmp: Vec::new(),
             log: LogSpec::Stderr,

@@ -2,6 +2,8 @@
 
 pub mod balloon;
 pub mod block;
+pub mod chardev;
+pub mod console;
 pub mod i8042;
 pub mod power;
 pub mod rng;

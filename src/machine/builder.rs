@@ -60,6 +60,8 @@ impl Machine {
             None => memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
             Some(path) => memory::allocate_on(path, spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
         };
+        let sockets =
+            spec.consoles.iter().map(|console| parts::console::listen(console, spec)).collect::<Result<Vec<_>>>()?;
         let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
         let vm = Arc::new(Vm::new(ram.clone())?);
         let iothreads = spec
@@ -90,6 +92,12 @@ impl Machine {
         if let Some(asked) = spec.rngs.first() {
             board.plug(Box::new(parts::rng::rng(asked, &ram)?), None, main)?;
         }
+        let mut consoles = Vec::with_capacity(sockets.len());
+        for (asked, listener) in spec.consoles.iter().zip(sockets) {
+            let (device, part) = parts::console::console(asked, listener, &ram);
+            consoles.push(part);
+            board.plug(Box::new(device), None, main)?;
+        }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
         let vcpus = prepare_vcpus(spec, &vm, &board)?;
@@ -99,6 +107,7 @@ impl Machine {
             vcpus: Arc::new([]),
             workers: soldered.workers,
             drives,
+            consoles,
             iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
             main: main.remote(),
         };

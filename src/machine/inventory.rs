@@ -2,11 +2,15 @@
 //!
 //! Handles and plain data; the things themselves live in their loops and threads. Main thread.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::config::spec::{BalloonSpec, DriveSpec};
 use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
+use crate::devices::chardev::ChardevState;
+use crate::devices::console;
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
 use crate::qos::Limits;
@@ -36,6 +40,8 @@ pub struct Inventory {
     pub workers: Vec<Sender<Command>>,
     /// In the order of the command line.
     pub drives: Vec<Drive>,
+    /// In the order of the command line.
+    pub consoles: Vec<Console>,
     /// Id and loop of each iothread, in the order of the command line.
     pub iothreads: Vec<(String, Remote)>,
     /// The main loop.
@@ -54,6 +60,20 @@ pub struct Balloon {
     pub counters: Arc<BalloonCounters>,
     /// The way to tell it what is wanted.
     pub orders: Sender<Order>,
+}
+
+/// A console as the control plane knows it.
+pub struct Console {
+    /// The id of its chardev.
+    pub chardev: String,
+    /// Where clients come; none if nowhere.
+    pub path: Option<PathBuf>,
+    /// Whether one is there.
+    pub state: Arc<ChardevState>,
+    /// Whether the guest's driver has it.
+    pub open: Arc<AtomicBool>,
+    /// The way to tell it what is wanted.
+    pub orders: Sender<console::Order>,
 }
 
 /// A drive as the control plane knows it.

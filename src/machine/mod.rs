@@ -14,4 +14,4 @@ mod parts;
 mod testing;
 
 pub use builder::{Machine, Threads};
-pub use inventory::{Balloon, Drive, Inventory, Notice};
+pub use inventory::{Balloon, Console, Drive, Inventory, Notice};

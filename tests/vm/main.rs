@@ -15,6 +15,7 @@ mod pty;
 mod stall;
 
 mod balloon;
+mod console;
 mod disk;
 mod iothread;
 mod machine;

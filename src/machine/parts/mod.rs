@@ -3,5 +3,6 @@
 //! What a device does is in `devices`; in which order they are plugged is `builder`'s. Main thread.
 
 pub mod balloon;
+pub mod console;
 pub mod drive;
 pub mod rng;

@@ -6,6 +6,7 @@ mod blk_hostile;
 mod blk_load;
 mod blk_reset;
 mod blk_verify;
+mod console;
 mod echo;
 mod hello;
 mod idle;
@@ -30,6 +31,7 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "blk-reset" => blk_reset::run(machine.words),
         "blk-hostile" => blk_hostile::run(machine),
         "rng" => rng::run(machine.words),
+        "console" => console::run(machine.words),
         "irq" => irq::run(machine.words),
         "echo" => echo::run(),
         "idle" => idle::run(machine.words),
