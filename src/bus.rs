@@ -18,6 +18,8 @@ pub trait Slot: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Takes what the guest wrote.
     fn write(&mut self, offset: u64, data: &[u8]);
+    /// The machine is reset: its registers are as at power-on. No vCPU runs, and what a loop does for it has ended.
+    fn reset(&mut self) {}
 }
 
 /// A range of addresses and who answers there.
@@ -72,6 +74,13 @@ impl Bus {
         }
     }
 
+    /// Resets everybody. Main thread, with all vCPUs parked: so no slot is locked for long by anybody else.
+    pub fn reset(&self) {
+        for range in self.ranges.iter() {
+            range.slot.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
+    }
+
     /// Who answers for all of `len` bytes at `address`. An access that leaves a range is nobody's.
     fn find(&self, address: u64, len: usize) -> Option<(u64, &Mutex<dyn Slot>)> {
         let behind = self.ranges.partition_point(|range| range.base <= address);
@@ -101,6 +110,10 @@ mod tests {
         fn write(&mut self, offset: u64, data: &[u8]) {
             assert_ne!(data, b"die", "the probe was told to");
             self.seen.push((offset, data.to_vec()));
+        }
+
+        fn reset(&mut self) {
+            self.seen.clear();
         }
     }
 
@@ -160,6 +173,16 @@ mod tests {
             assert!(refused.is_err(), "{a:x?} {b:x?}");
         }
         assert!(Bus::new(vec![range(0x10, 8, &one), range(0x18, 1, &one), range(0x0f, 1, &one)]).is_ok());
+    }
+
+    #[test]
+    fn a_reset_reaches_every_slot() {
+        let (one, two) = (probe(1), probe(2));
+        let bus = Bus::new(vec![range(0x10, 8, &one), range(0x20, 8, &two)]).unwrap();
+        bus.write(0x10, &[1]);
+        bus.write(0x20, &[1]);
+        bus.reset();
+        assert!([one, two].iter().all(|slot| slot.lock().unwrap().seen.is_empty()));
     }
 
     #[test]

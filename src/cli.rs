@@ -99,6 +99,9 @@ struct Options {
     /// do not start the vCPUs before QMP's cont
     #[argh(switch, short = 'S')]
     freeze: bool,
+    /// end at a reset of the guest's, or at QMP's system_reset, instead of starting it anew
+    #[argh(switch)]
+    no_reboot: bool,
     /// print the version
     #[argh(switch, short = 'V')]
     #[expect(dead_code, reason = "answered before the record is filled")]
@@ -182,6 +185,7 @@ fn spec(given: &Options) -> Result<VmSpec> {
     spec.pidfile = file("-pidfile", &given.pidfile)?;
     spec.daemonize = given.daemonize;
     spec.freeze = given.freeze;
+    spec.no_reboot = given.no_reboot;
     Ok(spec)
 }
 

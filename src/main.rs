@@ -91,7 +91,7 @@ impl Running {
         }
         let (inventory, threads) = machine.start(spec.freeze)?;
         let end = Arc::new(OnceLock::new());
-        let control = Control::new(inventory, memory, spec.freeze, notices, (control, messages), end.clone());
+        let control = Control::new(inventory, memory, spec, notices, (control, messages), end.clone());
         main.add(Box::new(control))?;
         Ok(Running { main, threads, terminal, end })
     }

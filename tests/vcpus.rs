@@ -27,7 +27,7 @@ fn the_guest_starts_all_of_254_vcpus_each_with_an_apic_id_of_its_own() {
     }
     let count = count.to_string();
     let mut child = Command::new(env!("CARGO_BIN_EXE_loopvisor"))
-        .args(["-smp", &count, "-m", "64M", "-kernel", &guest, "-serial", "stdio"])
+        .args(["-smp", &count, "-m", "64M", "-kernel", &guest, "-serial", "stdio", "-no-reboot"])
         .args(["-append", "mode=smp", &format!("cpus={count}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

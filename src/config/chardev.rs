@@ -82,7 +82,7 @@ pub fn virtio_serial(text: &str) -> Result<()> {
 }
 
 /// The first word of a `-device` is its type.
-fn kind<'a>(place: usize, word: &'a str) -> Option<(&'a str, &'a str)> {
+fn kind(place: usize, word: &str) -> Option<(&str, &str)> {
     (place == 0).then_some(("type", word))
 }
 

@@ -81,6 +81,8 @@ pub struct VmSpec {
     pub daemonize: bool,
     /// `-freeze`, `-S`: the vCPUs wait for the first `cont`.
     pub freeze: bool,
+    /// `-no-reboot`: a reset ends the machine.
+    pub no_reboot: bool,
 }
 
 impl VmSpec {
@@ -109,6 +111,7 @@ impl VmSpec {
             pidfile: None,
             daemonize: false,
             freeze: false,
+            no_reboot: false,
         }
     }
 

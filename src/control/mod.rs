@@ -9,6 +9,7 @@ mod console;
 mod listener;
 mod memory;
 mod pressure;
+mod reset;
 mod run;
 mod session;
 mod signals;

@@ -1,8 +1,8 @@
 //! `Control`: the run state of the machine, and the one place where requests, vCPU events and device events meet.
 //!
 //! A handler of the main loop. It never waits: `stop` asks the vCPUs to park, asks the workers to drain when the last
-//! one has, and answers when the last slip is back; what asks to change the run state meanwhile stands in line. It
-//! holds no device and no socket.
+//! one has, and answers when the last slip is back; a reset goes on in steps (`reset`); what asks to change the run state
+//! meanwhile stands in line. It holds no device and no socket.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -12,8 +12,10 @@ use log::{error, info};
 use serde_json::{Value, json};
 
 use super::memory::Memory;
+use super::reset::Reset;
 use super::session::ToSession;
 use super::{answers, throttle};
+use crate::config::spec::VmSpec;
 use crate::devices::balloon::BalloonNews;
 use crate::devices::block::{IoFailure, Kind};
 use crate::error::{self, Error, Result};
@@ -22,9 +24,11 @@ use crate::kvm::vcpu::VcpuEvent;
 use crate::machine::{Inventory, Notice};
 use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::command::Command;
-use crate::qmp::event::{BlockErrorAction, BlockIoError, Event, IoOperationType, Shutdown, ShutdownCause, Timestamp};
+use crate::qmp::event::{
+    BlockErrorAction, BlockIoError, Event, IoOperationType, ResetData, Shutdown, ShutdownCause, Timestamp,
+};
 use crate::qmp::reply::RunState;
-use crate::virtio;
+use crate::virtio::{self, FaultLog};
 
 /// The tag of the channel by which Control leaves the loop.
 const LEAVE: u32 = 2;
@@ -37,7 +41,7 @@ pub enum Message {
     Command(Command, Done<Result<Value>>),
     /// The machine is to end, and why.
     End(ShutdownCause),
-    /// A worker has drained, or is gone.
+    /// A worker has drained or been reset, or is gone.
     Drained,
     /// Somebody wants to know where everything stands (SIGUSR1).
     Dump,
@@ -57,24 +61,40 @@ pub enum End {
 /// The run state. Its changes are in [`Control::next_change`], [`Control::parked`] and [`Control::drained`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// `-S`: the vCPUs have not run yet.
+    /// `-S`, or a reset while paused: the vCPUs have not run yet.
     Prelaunch,
     Running,
     /// So many vCPUs have not reported yet that they are parked.
     Parking {
         left: usize,
-        launched: bool,
+        then: Then,
     },
     /// All vCPUs are parked; so many workers may still have requests in flight.
     Draining {
         left: usize,
     },
     Paused,
+    /// All vCPUs are parked; [`Control::reset`] says how far it is.
+    Resetting {
+        runs: bool,
+    },
     Ended(RunState),
 }
 
-/// A request and its reply slip.
-type Asked = (Command, Done<Result<Value>>);
+/// What the vCPUs are being parked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Launch,
+    Stop,
+    Reset,
+}
+
+/// A change of state that was asked for.
+enum Change {
+    Stop(Done<Result<Value>>),
+    Cont(Done<Result<Value>>),
+    Reset(Reset),
+}
 
 /// The machine's run state, and who is to hear of it.
 pub struct Control {
@@ -89,7 +109,13 @@ pub struct Control {
     /// The `stop` that the present change of state will answer.
     stopping: Option<Done<Result<Value>>>,
     /// Changes of state asked for, in order; they wait while one is going on.
-    waiting: VecDeque<Asked>,
+    waiting: VecDeque<Change>,
+    /// The reset that is going on, or that the vCPUs are being parked for.
+    reset: Option<Reset>,
+    /// `-no-reboot`: a reset is the end.
+    no_reboot: bool,
+    /// Of what the guest can cause as often as it likes.
+    log: FaultLog,
     sessions: Vec<Sender<ToSession>>,
     /// Posted to itself when every client has been told of the end.
     leave: (Sender<()>, Receiver<()>),
@@ -98,17 +124,17 @@ pub struct Control {
 
 impl Control {
     /// Control over `inventory` and, if there is a balloon, its `memory`. The vCPUs are running, or parking themselves if
-    /// `frozen`. `end` is where it leaves how the machine ended.
+    /// `spec` says so. `end` is where it leaves how the machine ended.
     pub fn new(
         inventory: Inventory,
         memory: Option<Memory>,
-        frozen: bool,
+        spec: &VmSpec,
         notices: Receiver<Notice>,
         (sender, messages): (Sender<Message>, Receiver<Message>),
         end: Arc<OnceLock<End>>,
     ) -> Self {
         let left = inventory.vcpus.len();
-        let state = if frozen { State::Parking { left, launched: false } } else { State::Running };
+        let state = if spec.freeze { State::Parking { left, then: Then::Launch } } else { State::Running };
         Control {
             inventory,
             memory,
@@ -118,6 +144,9 @@ impl Control {
             state,
             stopping: None,
             waiting: VecDeque::new(),
+            reset: None,
+            no_reboot: spec.no_reboot,
+            log: FaultLog::default(),
             sessions: Vec::new(),
             leave: channel(),
             end,
@@ -126,9 +155,13 @@ impl Control {
 
     fn run_state(&self) -> RunState {
         match self.state {
-            State::Prelaunch | State::Parking { launched: false, .. } => RunState::Prelaunch,
+            State::Prelaunch | State::Parking { then: Then::Launch, .. } | State::Resetting { runs: false } => {
+                RunState::Prelaunch
+            }
             // Until the last request is back the machine has not stopped.
-            State::Running | State::Parking { .. } | State::Draining { .. } => RunState::Running,
+            State::Running | State::Parking { .. } | State::Draining { .. } | State::Resetting { runs: true } => {
+                RunState::Running
+            }
             State::Paused => RunState::Paused,
             State::Ended(state) => state,
         }
@@ -143,7 +176,7 @@ impl Control {
             }
             Message::Command(command, done) => self.command(command, done, cx),
             Message::End(cause) => self.finish(cause, End::Wanted),
-            Message::Drained => self.drained(),
+            Message::Drained => self.worker_done(),
             Message::Dump => self.dump(),
             Message::Dumped(line) => info!("{line}"),
         }
@@ -152,7 +185,8 @@ impl Control {
     fn notice(&mut self, notice: Notice, cx: &mut Cx<'_>) -> Result<()> {
         match notice {
             Notice::Vcpu(VcpuEvent::Parked) => self.parked(),
-            Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.finish(ShutdownCause::GuestReset, End::Wanted),
+            Notice::Vcpu(VcpuEvent::Reset) => self.vcpu_reset(),
+            Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.guest_resets(cx.now_ns()),
             Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
             Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
             Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
@@ -173,9 +207,14 @@ impl Control {
 
     fn command(&mut self, command: Command, done: Done<Result<Value>>, cx: &mut Cx<'_>) {
         match command {
-            Command::Stop | Command::Cont => {
-                self.waiting.push_back((command, done));
-                self.next_change();
+            Command::Stop => self.change(Change::Stop(done)),
+            Command::Cont => self.change(Change::Cont(done)),
+            Command::SystemReset if self.no_reboot => {
+                done.end(Ok(json!({})));
+                self.finish(ShutdownCause::HostQmpSystemReset, End::Wanted);
+            }
+            Command::SystemReset => {
+                self.change(Change::Reset(Reset::new(ShutdownCause::HostQmpSystemReset, Some(done))))
             }
             Command::Quit => {
                 done.end(Ok(json!({})));
@@ -214,19 +253,33 @@ impl Control {
         }
     }
 
+    fn change(&mut self, change: Change) {
+        self.waiting.push_back(change);
+        self.next_change();
+    }
+
+    /// The guest has asked for a reset. It asks in vain while one is on its way: who pulls the line has not been parked yet.
+    fn guest_resets(&mut self, now_ns: u64) {
+        if self.no_reboot {
+            self.finish(ShutdownCause::GuestReset, End::Wanted);
+        } else if self.reset.is_none() && !self.waiting.iter().any(|change| matches!(change, Change::Reset(_))) {
+            if self.log.allows(now_ns) {
+                info!("the guest resets the machine");
+            }
+            self.change(Change::Reset(Reset::new(ShutdownCause::GuestReset, None)));
+        }
+    }
+
     /// Carries out the changes of state that stand in line, up to one that takes time.
     fn next_change(&mut self) {
-        while !matches!(self.state, State::Parking { .. } | State::Draining { .. }) {
-            let Some((command, done)) = self.waiting.pop_front() else { return };
-            match (command, self.state) {
-                (Command::Stop, State::Running) => {
+        while !matches!(self.state, State::Parking { .. } | State::Draining { .. } | State::Resetting { .. }) {
+            let Some(change) = self.waiting.pop_front() else { return };
+            match (change, self.state) {
+                (Change::Stop(done), State::Running) => {
                     self.stopping = Some(done);
-                    self.state = State::Parking { left: self.inventory.vcpus.len(), launched: true };
-                    for vcpu in self.inventory.vcpus.iter() {
-                        vcpu.park();
-                    }
+                    self.park(Then::Stop);
                 }
-                (Command::Cont, State::Paused | State::Prelaunch) => {
+                (Change::Cont(done), State::Paused | State::Prelaunch) => {
                     for worker in &self.inventory.workers {
                         // A worker that is gone has failed and said so.
                         let _ = worker.send(virtio::Command::Resume);
@@ -235,21 +288,41 @@ impl Control {
                     // First the event, then the answer, and both before the guest can cause another.
                     self.tell(&Event::Resume);
                     done.end(Ok(json!({})));
-                    for vcpu in self.inventory.vcpus.iter() {
-                        vcpu.resume();
-                    }
+                    self.resume();
+                }
+                (Change::Reset(reset), State::Running) => {
+                    self.reset = Some(reset);
+                    self.park(Then::Reset);
+                }
+                (Change::Reset(reset), State::Paused | State::Prelaunch) => {
+                    self.reset = Some(reset);
+                    self.begin_reset(false);
                 }
                 // Already so, or at its end: nothing to do and nothing to tell.
-                _ => done.end(Ok(json!({}))),
+                (Change::Stop(done) | Change::Cont(done), _) => done.end(Ok(json!({}))),
+                (Change::Reset(mut reset), _) => reset.answer(),
             }
         }
     }
 
+    fn park(&mut self, then: Then) {
+        self.state = State::Parking { left: self.inventory.vcpus.len(), then };
+        for vcpu in self.inventory.vcpus.iter() {
+            vcpu.park();
+        }
+    }
+
+    fn resume(&self) {
+        for vcpu in self.inventory.vcpus.iter() {
+            vcpu.resume();
+        }
+    }
+
     fn parked(&mut self) {
-        let State::Parking { left, launched } = self.state else { return };
-        self.state = match (left.saturating_sub(1), launched) {
-            (0, false) => State::Prelaunch,
-            (0, true) => {
+        let State::Parking { left, then } = self.state else { return };
+        match (left.saturating_sub(1), then) {
+            (0, Then::Launch) => self.state = State::Prelaunch,
+            (0, Then::Stop) => {
                 for worker in &self.inventory.workers {
                     let sender = self.sender.clone();
                     let done = Done::posted(move |_| {
@@ -258,18 +331,52 @@ impl Control {
                     // A worker that is gone drops the slip, which is posted all the same.
                     let _ = worker.send(virtio::Command::Pause(done));
                 }
-                State::Draining { left: self.inventory.workers.len() }
+                self.state = State::Draining { left: self.inventory.workers.len() };
             }
-            (left, launched) => State::Parking { left, launched },
-        };
+            (0, Then::Reset) => self.begin_reset(true),
+            (left, then) => self.state = State::Parking { left, then },
+        }
         self.settle();
     }
 
-    fn drained(&mut self) {
-        if let State::Draining { left } = self.state {
-            self.state = State::Draining { left: left.saturating_sub(1) };
+    /// All vCPUs are parked, and a reset begins after which they run again, or do not.
+    fn begin_reset(&mut self, runs: bool) {
+        self.state = State::Resetting { runs };
+        let begun = self.reset.as_mut().map_or(Ok(()), |reset| reset.begin(&self.inventory, &self.sender));
+        self.check_reset(begun);
+    }
+
+    fn worker_done(&mut self) {
+        match self.state {
+            State::Draining { left } => {
+                self.state = State::Draining { left: left.saturating_sub(1) };
+                self.settle();
+            }
+            State::Resetting { .. } => {
+                let done = self.reset.as_mut().map_or(Ok(()), |reset| reset.worker_done(&self.inventory));
+                self.check_reset(done);
+            }
+            _ => {}
         }
-        self.settle();
+    }
+
+    fn check_reset(&mut self, done: Result<()>) {
+        if let Err(error) = done {
+            self.finish(ShutdownCause::HostError, End::Failed(format!("reset: {error}")));
+        }
+    }
+
+    fn vcpu_reset(&mut self) {
+        let State::Resetting { runs } = self.state else { return };
+        let Some(mut reset) = self.reset.take_if(|reset| reset.vcpu_done(&self.inventory)) else { return };
+        self.state = if runs { State::Running } else { State::Prelaunch };
+        let guest = reset.cause == ShutdownCause::GuestReset;
+        self.tell(&Event::Reset(ResetData { guest, reason: reset.cause }));
+        reset.answer();
+        if runs {
+            self.resume();
+        }
+        self.next_change();
     }
 
     /// Ends a change of state that has nothing left to wait for, and goes on to the next.
@@ -299,6 +406,9 @@ impl Control {
         self.tell(&Event::Shutdown(Shutdown { guest, reason: cause }));
         if let Some(done) = self.stopping.take() {
             done.end(Ok(json!({})));
+        }
+        if let Some(mut reset) = self.reset.take() {
+            reset.answer();
         }
         self.next_change();
         // Told a turn later, behind what the sessions are told: so they write it first.

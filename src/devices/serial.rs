@@ -24,6 +24,14 @@ pub const BACKLOG_MAX: usize = 64 << 10;
 /// The modem control register and its loopback bit: while set, nothing comes in from outside.
 const MODEM_CONTROL: u8 = 4;
 const LOOPBACK: u8 = 1 << 4;
+/// The data register, and the line status with its bit that says that a byte is there.
+const DATA: u8 = 0;
+const LINE_STATUS: u8 = 5;
+const DATA_READY: u8 = 1;
+
+/// What a reset writes, in order: no interrupts, no loopback (OUT2 is set on this chip), nothing in the scratch register;
+/// then the divisor of 9600 baud behind the divisor latch, and eight bits a byte.
+const AT_RESET: [(u8, u8); 7] = [(1, 0), (MODEM_CONTROL, 8), (7, 0), (3, 0x83), (DATA, 12), (1, 0), (3, 3)];
 
 /// What the main loop must do something about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +117,22 @@ impl<I: Trigger + Send> Slot for Serial<I> {
         if idle && !self.chip.writer().backlog.is_empty() {
             (self.on_event)(SerialEvent::Backlog);
         }
+        self.offer_room();
+    }
+
+    /// What the guest has not read is lost, as on the real chip; what the host has not taken is not, and what has been
+    /// typed and did not fit is there for the next kernel.
+    fn reset(&mut self) {
+        // The divisor latch would hide the interrupts' register.
+        let _ = self.chip.write(3, 3);
+        for (register, value) in AT_RESET {
+            let _ = self.chip.write(register, value);
+        }
+        while self.chip.read(LINE_STATUS) & DATA_READY != 0 {
+            self.chip.read(DATA);
+        }
+        // Reading it forgets what an interrupt was about.
+        self.chip.read(2);
         self.offer_room();
     }
 }

@@ -16,6 +16,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::run_page::RunPage;
 use super::vm::Vm;
 use super::x86_64::regs::Entry;
+use super::x86_64::state::Initial;
 use super::x86_64::{cpuid, msr, regs};
 use crate::bus::Bus;
 use crate::error::{Context, Result};
@@ -27,9 +28,11 @@ use crate::sys::gettid;
 pub enum VcpuEvent {
     /// It has left the guest, its last access is complete, and it runs no more until resumed. One for each `park`.
     Parked,
-    /// A triple fault: the guest reset the processor, on purpose or not. The vCPU runs no more.
+    /// It is as before its first instruction, or has loaded what it starts from. One for each `reset` and each `boot`.
+    Reset,
+    /// A triple fault: the guest reset the processor, on purpose or not. The vCPU runs no more until it is reset.
     Shutdown,
-    /// KVM cannot go on with this vCPU: why, and its registers. The vCPU runs no more.
+    /// KVM cannot go on with this vCPU: why, and its registers; or it could not be reset. The vCPU runs no more.
     Failed(String),
     /// Its index and registers, as [`VcpuHandle::dump`] asked.
     Registers(String),
@@ -44,12 +47,17 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
+/// Puts into guest memory what the machine starts from: at the start, and again at each reset.
+pub type Loader = Box<dyn FnMut() -> Result<Entry> + Send>;
+
 /// A vCPU that has no thread yet.
-#[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
     gate: Arc<Gate>,
     index: u8,
+    initial: Initial,
+    /// The boot vCPU's.
+    loader: Option<Loader>,
     /// Keeps the machine, and so guest memory, for as long as the vCPU may touch it. Last, so dropped last.
     vm: Arc<Vm>,
 }
@@ -57,7 +65,7 @@ pub struct Vcpu {
 impl Vcpu {
     /// Makes vCPU `index` of `count`: its processor features and the registers that firmware would set.
     ///
-    /// Until [`Vcpu::enter_at`] it is as after reset; all but the first wait for the guest to wake them.
+    /// Until [`Vcpu::boot_by`] it is as after reset; all but the first wait for the guest to wake them.
     ///
     /// # Errors
     ///
@@ -70,6 +78,8 @@ impl Vcpu {
         let features = cpuid::of_vcpu(vm.supported_cpuid(), index, count, vm.has_tsc_deadline())?;
         fd.set_cpuid2(&features).context(|| format!("KVM: set the features of vCPU {index}"))?;
         msr::set(&fd)?;
+        let initial = Initial::of(&fd)?;
+        vm.initial_msrs(&fd)?;
         let page = RunPage::map(&fd, vm.fd().run_size())?;
         let gate = Arc::new(Gate {
             request: AtomicU64::new(Request::Run.pack()),
@@ -77,16 +87,27 @@ impl Vcpu {
             page,
             tid: AtomicI32::new(0),
         });
-        Ok(Vcpu { fd, gate, index, vm: vm.clone() })
+        Ok(Vcpu { fd, gate, index, initial, loader: None, vm: vm.clone() })
     }
 
-    /// Makes this the boot vCPU, which starts at `entry`; writes the tables that it needs into guest memory.
+    /// Makes this the boot vCPU, which starts where `loader` says, now and after each reset; writes the tables that it
+    /// needs into guest memory.
     ///
     /// # Errors
     ///
-    /// A table does not lie in guest memory, or KVM refuses a register.
-    pub fn enter_at(&self, entry: &Entry) -> Result<()> {
-        entry.prepare(self.vm.ram(), &self.fd)
+    /// What the loader says, a table that does not lie in guest memory, or KVM refuses a register.
+    pub fn boot_by(&mut self, loader: Loader) -> Result<()> {
+        self.loader = Some(loader);
+        self.boot()
+    }
+
+    fn boot(&mut self) -> Result<()> {
+        let Some(loader) = &mut self.loader else { return Ok(()) };
+        loader()?.prepare(self.vm.ram(), &self.fd)
+    }
+
+    fn reset(&self) -> Result<()> {
+        self.initial.restore(&self.fd, self.vm.initial_msrs(&self.fd)?)
     }
 
     /// Starts the thread: running the guest at once, or parked (it then says [`VcpuEvent::Parked`] once).
@@ -107,7 +128,7 @@ impl Vcpu {
         register_signal_handler(SIGRTMIN(), on_kick).context(|| "KVM: handle the signal that calls a vCPU out")?;
         let gate = self.gate.clone();
         gate.ask(if parked { Request::Park(0) } else { Request::Run });
-        let mut runner = Runner { vcpu: self, buses, on_event: Box::new(on_event) };
+        let mut runner = Runner { vcpu: self, buses, alive: true, on_event: Box::new(on_event) };
         let (begun, waiter) = Done::waited();
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
             runner.vcpu.gate.tid.store(gettid(), Ordering::Relaxed);
@@ -117,7 +138,7 @@ impl Vcpu {
         let thread = Some(thread.context(|| format!("thread {name}"))?);
         // It has begun even if it was lost since.
         let _ = waiter.wait();
-        Ok(VcpuHandle { gate, parkings: AtomicU32::new(0), thread })
+        Ok(VcpuHandle { gate, asked: AtomicU32::new(0), thread })
     }
 }
 
@@ -129,9 +150,12 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
     Run,
-    /// With the number of this parking, so that two that follow each other quickly are told apart.
-    Park(u32),
     Stop,
+    /// With the number of this request, so that two that follow each other quickly are told apart.
+    Park(u32),
+    /// Of a parked vCPU only, and so is the next.
+    Reset(u32),
+    Boot(u32),
 }
 
 impl Request {
@@ -139,15 +163,20 @@ impl Request {
         match self {
             Request::Run => 0,
             Request::Stop => 1,
-            Request::Park(number) => u64::from(number) << 2 | 2,
+            Request::Park(number) => u64::from(number) << 3 | 2,
+            Request::Reset(number) => u64::from(number) << 3 | 3,
+            Request::Boot(number) => u64::from(number) << 3 | 4,
         }
     }
 
     fn unpack(word: u64) -> Request {
-        match word & 3 {
+        let number = (word >> 3) as u32;
+        match word & 7 {
             0 => Request::Run,
             1 => Request::Stop,
-            _ => Request::Park((word >> 2) as u32),
+            2 => Request::Park(number),
+            3 => Request::Reset(number),
+            _ => Request::Boot(number),
         }
     }
 }
@@ -191,8 +220,8 @@ impl Gate {
 #[derive(Debug)]
 pub struct VcpuHandle {
     gate: Arc<Gate>,
-    /// How many times it was asked to park.
-    parkings: AtomicU32,
+    /// How many times it was asked for something that it answers.
+    asked: AtomicU32,
     /// `None` only while being dropped.
     thread: Option<JoinHandle<()>>,
 }
@@ -202,9 +231,24 @@ impl VcpuHandle {
     ///
     /// The next request is to come after that event: a `resume` before it may leave it unsaid.
     pub fn park(&self) {
-        // Only the numbers' difference matters: two parkings in a row have two.
-        let number = self.parkings.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        self.ask(Request::Park(number));
+        self.ask(Request::Park(self.number()));
+    }
+
+    /// Makes a parked vCPU what it was before its first instruction, also one that has ended; [`VcpuEvent::Reset`]
+    /// follows, or [`VcpuEvent::Failed`]. It stays parked. Returns at once.
+    pub fn reset(&self) {
+        self.ask(Request::Reset(self.number()));
+    }
+
+    /// Has a parked boot vCPU load what the machine starts from, which may take as long as the files are long; the same
+    /// answers follow. Returns at once.
+    pub fn boot(&self) {
+        self.ask(Request::Boot(self.number()));
+    }
+
+    /// Only the numbers' difference matters: two parkings in a row have two.
+    fn number(&self) -> u32 {
+        self.asked.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// Lets a parked vCPU go on. Returns at once.
@@ -231,10 +275,10 @@ impl VcpuHandle {
 
     fn ask(&self, request: Request) {
         self.gate.ask(request);
-        if request == Request::Run {
-            self.wake();
-        } else {
-            self.call();
+        match request {
+            // It is at its gate.
+            Request::Run | Request::Reset(_) | Request::Boot(_) => self.wake(),
+            Request::Park(_) | Request::Stop => self.call(),
         }
     }
 
@@ -279,33 +323,34 @@ enum Outcome {
 struct Runner {
     vcpu: Vcpu,
     buses: Buses,
+    /// It can run the guest: it has not ended, or has been reset since.
+    alive: bool,
     on_event: Box<dyn FnMut(VcpuEvent) + Send>,
 }
 
 impl Runner {
     /// The thread: runs the guest until told to stop.
     fn run(&mut self) {
-        let mut alive = true;
         loop {
-            if alive {
+            if self.alive {
                 match self.enter() {
                     Outcome::Answered => continue,
                     Outcome::Interrupted => {}
                     Outcome::Over(event) => {
                         (self.on_event)(event);
-                        alive = false;
+                        self.alive = false;
                     }
                 }
             }
-            if !self.wait(alive) {
+            if !self.wait() {
                 return;
             }
         }
     }
 
     /// Waits at the gate until the vCPU is wanted again; false once it is to end.
-    fn wait(&mut self, alive: bool) -> bool {
-        let mut parked = None;
+    fn wait(&mut self) -> bool {
+        let mut last = None;
         loop {
             if self.vcpu.gate.dump.swap(false, Ordering::SeqCst) {
                 let registers = regs::dump(&self.vcpu.fd);
@@ -313,21 +358,34 @@ impl Runner {
             }
             match self.vcpu.gate.request() {
                 Request::Stop => return false,
-                Request::Run if alive => {
-                    if parked.is_some() {
+                Request::Run if self.alive => {
+                    if last.is_some() {
                         // Tells the guest's watchdog that it was stopped, not stuck; refused where the guest has not
                         // switched KVM's clock on, and then there is nothing to tell.
                         let _ = self.vcpu.fd.kvmclock_ctrl();
                     }
                     return true;
                 }
-                Request::Park(number) if parked != Some(number) => {
-                    parked = Some(number);
-                    (self.on_event)(VcpuEvent::Parked);
+                Request::Run => thread::park(),
+                request if last == Some(request) => thread::park(),
+                request => {
+                    last = Some(request);
+                    let event = self.carry_out(request);
+                    (self.on_event)(event);
                 }
-                Request::Run | Request::Park(_) => thread::park(),
             }
         }
+    }
+
+    /// Does what was asked at the gate: the answer.
+    fn carry_out(&mut self, request: Request) -> VcpuEvent {
+        let done = match request {
+            Request::Reset(_) => self.vcpu.reset(),
+            Request::Boot(_) => self.vcpu.boot(),
+            Request::Run | Request::Stop | Request::Park(_) => return VcpuEvent::Parked,
+        };
+        self.alive = done.is_ok();
+        done.map_or_else(|error| VcpuEvent::Failed(format!("reset: {error}")), |()| VcpuEvent::Reset)
     }
 
     /// Runs the guest up to one exit, and answers it.

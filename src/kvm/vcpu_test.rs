@@ -83,8 +83,8 @@ impl Guest {
         vm.ram().write_slice(code, GuestAddress(CODE)).unwrap();
         let entry =
             Entry { mode: Mode::Long { page_tables: 0x9000 }, rip: CODE, rsp: 0x8000, rbx: 0, rsi: 0, gdt: 0x500 };
-        let vcpus: Vec<Vcpu> = (0..count).map(|index| Vcpu::new(vm, index, count).unwrap()).collect();
-        vcpus[0].enter_at(&entry).unwrap();
+        let mut vcpus: Vec<Vcpu> = (0..count).map(|index| Vcpu::new(vm, index, count).unwrap()).collect();
+        vcpus[0].boot_by(Box::new(move || Ok(entry))).unwrap();
         let start = |vcpu: Vcpu| {
             let tell = tell.clone();
             let on_event = move |event| drop(tell.send(Seen::Event(event)));

@@ -11,13 +11,18 @@
 #![allow(unsafe_code)] // Handing memory to KVM is a promise that the mapping stays.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    kvm_irqchip, kvm_msr_entry, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::x86_64::state;
 use crate::error::{Context, Error, Result};
+
 use crate::memory::GuestRam;
 
 /// One page that KVM takes, on Intel processors, for an identity map while the guest is in real mode.
@@ -36,6 +41,9 @@ const NEEDED: [(Cap, &str); 7] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
+/// The interrupt controllers that are the machine's and not a vCPU's.
+const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
 /// A virtual machine without vCPUs.
 #[derive(Debug)]
 pub struct Vm {
@@ -44,6 +52,11 @@ pub struct Vm {
     ram: Arc<GuestRam>,
     cpuid: CpuId,
     tsc_deadline: bool,
+    /// The state of [`IRQCHIPS`] when they were made.
+    irqchips: Vec<kvm_irqchip>,
+    /// The MSRs that KVM keeps for a vCPU, and their values before its first instruction.
+    msr_indices: Vec<u32>,
+    msrs: OnceLock<Vec<kvm_msr_entry>>,
 }
 
 impl Vm {
@@ -74,7 +87,22 @@ impl Vm {
         fd.create_irq_chip().context(|| "KVM: make the interrupt controllers")?;
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context(|| "KVM: ask for the processor's features")?;
-        Ok(Vm { fd, ram, cpuid, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) })
+        let mut irqchips = Vec::with_capacity(IRQCHIPS.len());
+        for chip_id in IRQCHIPS {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            fd.get_irqchip(&mut chip).context(|| "KVM: read the interrupt controllers")?;
+            irqchips.push(chip);
+        }
+        let msr_indices = kvm.get_msr_index_list().context(|| "KVM: ask for the MSRs it keeps")?.as_slice().to_vec();
+        Ok(Vm {
+            fd,
+            ram,
+            cpuid,
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            irqchips,
+            msr_indices,
+            msrs: OnceLock::new(),
+        })
     }
 
     /// The machine's descriptor.
@@ -90,6 +118,32 @@ impl Vm {
     /// What KVM on this host can show a guest of the processor; not yet made fit for one vCPU.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.cpuid
+    }
+
+    /// Puts the interrupt controllers back to what they were when they were made. No vCPU may be running.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses.
+    pub fn reset_irqchips(&self) -> Result<()> {
+        self.irqchips
+            .iter()
+            .try_for_each(|chip| self.fd.set_irqchip(chip))
+            .context(|| "KVM: reset the interrupt controllers")
+    }
+
+    /// The MSRs of a vCPU before its first instruction. They are read of `vcpu`, which has not run, if nobody has asked
+    /// before: all vCPUs are made alike.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses to tell.
+    pub fn initial_msrs(&self, vcpu: &VcpuFd) -> Result<&[kvm_msr_entry]> {
+        if let Some(msrs) = self.msrs.get() {
+            return Ok(msrs);
+        }
+        let msrs = state::initial_msrs(vcpu, &self.msr_indices)?;
+        Ok(self.msrs.get_or_init(|| msrs))
     }
 
     /// Whether a vCPU's local APIC timer can run in TSC-deadline mode.

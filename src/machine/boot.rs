@@ -2,10 +2,12 @@
 //! vCPU starts.
 //!
 //! What the image is and whether it can be believed is `kernel`'s business; what the registers look like then is
-//! `kvm::x86_64::regs`'. Main thread, before the guest runs.
+//! `kvm::x86_64::regs`'. Main thread before the guest runs, and the boot vCPU's at a
+//! reset: the files stay open, so that they are there then, whatever has become of their names.
 
 use std::fs::File;
-use std::path::Path;
+use std::io::Seek;
+use std::path::{Path, PathBuf};
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{
@@ -20,14 +22,29 @@ use crate::kvm::x86_64::regs::{Entry, Mode};
 use crate::memory::{self, GuestRam};
 
 /// What the guest starts from.
-#[derive(Clone, Copy, Debug)]
-pub struct Boot<'a> {
+#[derive(Debug)]
+pub struct Boot {
     /// The kernel's image: a bzImage, or an ELF vmlinux.
-    pub kernel: &'a Path,
+    kernel: (PathBuf, File),
     /// The initial RAM disk.
-    pub initrd: Option<&'a Path>,
+    initrd: Option<(PathBuf, File)>,
     /// The command line, complete.
-    pub command_line: &'a str,
+    command_line: String,
+}
+
+impl Boot {
+    /// Opens the files.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be opened, or is no regular file.
+    pub fn open(kernel: &Path, initrd: Option<&Path>, command_line: String) -> Result<Boot> {
+        let named = |what, path: &Path| -> Result<_> {
+            Ok((path.to_owned(), open(path).context(|| format!("{what} {path:?}"))?))
+        };
+        let kernel = named("kernel", kernel)?;
+        Ok(Boot { kernel, initrd: initrd.map(|path| named("initrd", path)).transpose()?, command_line })
+    }
 }
 
 /// Kinds of memory in the map that the guest is given (ACPI 6.5, 15.4).
@@ -47,13 +64,12 @@ const PAGE: u64 = 4096;
 ///
 /// A file cannot be read or is not what it should be, or something does not fit: the sentence names the file, and the
 /// sizes.
-pub fn load(ram: &GuestRam, boot: &Boot) -> Result<Entry> {
-    let name = || format!("kernel {:?}", boot.kernel);
-    let mut file = open(boot.kernel).context(name)?;
-    let kernel = kernel::load(ram, &mut file).context(name)?;
-    write_command_line(ram, boot.command_line, kernel.command_line_max)?;
-    let initrd = match boot.initrd {
-        Some(path) => Some(load_initrd(ram, path, &kernel).context(|| format!("initrd {path:?}"))?),
+pub fn load(ram: &GuestRam, boot: &mut Boot) -> Result<Entry> {
+    let (path, file) = &mut boot.kernel;
+    let kernel = kernel::load(ram, file).context(|| format!("kernel {path:?}"))?;
+    write_command_line(ram, &boot.command_line, kernel.command_line_max)?;
+    let initrd = match &mut boot.initrd {
+        Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),
         None => None,
     };
     match kernel.protocol {
@@ -93,8 +109,8 @@ fn write_command_line(ram: &GuestRam, line: &str, kernel_max: u64) -> Result<()>
 }
 
 /// Reads the initrd to the highest place where the kernel looks for one: its address and size.
-fn load_initrd(ram: &GuestRam, path: &Path, kernel: &Kernel) -> Result<(u64, u64)> {
-    let mut file = open(path)?;
+fn load_initrd(ram: &GuestRam, file: &mut File, kernel: &Kernel) -> Result<(u64, u64)> {
+    file.rewind().context(|| "seek")?;
     let size = file.metadata().context(|| "ask for its size")?.len();
     if size == 0 {
         return Err(Error::host("it is empty"));
@@ -110,7 +126,7 @@ fn load_initrd(ram: &GuestRam, path: &Path, kernel: &Kernel) -> Result<(u64, u64
         ))
     })?;
     let bytes = usize::try_from(size).context(|| "its size")?;
-    ram.read_exact_volatile_from(GuestAddress(start), &mut file, bytes).context(|| "read it")?;
+    ram.read_exact_volatile_from(GuestAddress(start), file, bytes).context(|| "read it")?;
     Ok((start, size))
 }
 

@@ -24,8 +24,8 @@ fn bzimage() -> TempFile {
 fn load_all(kernel: &TempFile, initrd: Option<&[u8]>, line: &str, mib: u64) -> (Result<Entry>, Arc<GuestRam>) {
     let ram = memory::allocate(mib * MIB, false, true).unwrap();
     let initrd = initrd.map(file);
-    let boot = Boot { kernel: kernel.as_path(), initrd: initrd.as_ref().map(TempFile::as_path), command_line: line };
-    (load(&ram, &boot), ram)
+    let boot = Boot::open(kernel.as_path(), initrd.as_ref().map(TempFile::as_path), line.to_owned());
+    (boot.and_then(|mut boot| load(&ram, &mut boot)), ram)
 }
 
 fn zero_page(ram: &GuestRam) -> boot_params {
@@ -123,7 +123,10 @@ fn files_that_cannot_be_read_are_named() {
     let ram = memory::allocate(64 * MIB, false, true).unwrap();
     let kernel = bzimage();
     let refused = |kernel: &Path, initrd: Option<&Path>| {
-        load(&ram, &Boot { kernel, initrd, command_line: "" }).expect_err("refused").to_string()
+        Boot::open(kernel, initrd, String::new())
+            .and_then(|mut boot| load(&ram, &mut boot))
+            .expect_err("refused")
+            .to_string()
     };
     let missing = Path::new("/nonexistent/vmlinuz");
     assert!(refused(missing, None).starts_with("kernel \"/nonexistent/vmlinuz\": open: No such file"));

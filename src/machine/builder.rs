@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::board::Board;
+use super::boot::Boot;
+use super::hardware::{Hardware, Image};
 use super::inventory::{self, Drive, Inventory, Notice};
-use super::{acpi, boot, layout, mptable, parts};
+use super::{layout, parts};
 use crate::bus::{Bus, Range};
 use crate::config::spec::{SerialSpec, VmSpec};
 use crate::devices::i8042::I8042;
@@ -102,16 +104,17 @@ impl Machine {
         let pio = Bus::new(legacy(&serial, &notices))?;
         let vcpus = prepare_vcpus(spec, &vm, &board)?;
         let soldered = board.finish()?;
+        let buses = Buses { pio, mmio: Bus::new(soldered.mmio)? };
         let inventory = Inventory {
             name: spec.name.clone(),
             vcpus: Arc::new([]),
             workers: soldered.workers,
+            hardware: Hardware::new(buses.clone(), vm),
             drives,
             consoles,
             iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
             main: main.remote(),
         };
-        let buses = Buses { pio, mmio: Bus::new(soldered.mmio)? };
         Ok(Machine { vcpus, buses, notices, inventory, balloon, serial, lines: soldered.lines, iothreads })
     }
 
@@ -179,19 +182,16 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
     ]
 }
 
-/// Loads the kernel, writes the tables that describe the machine to it, and makes the vCPUs.
+/// Makes the vCPUs, and loads the kernel and the tables that describe the machine to it.
 fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>> {
     let slots = board.slots();
     let words = slots.iter().map(layout::VirtioSlot::kernel_word);
     let command_line = std::iter::once(spec.append.clone()).chain(words).collect::<Vec<_>>().join(" ");
-    let what =
-        boot::Boot { kernel: &spec.kernel, initrd: spec.initrd.as_deref(), command_line: command_line.trim_start() };
-    let entry = boot::load(vm.ram(), &what)?;
-    acpi::write(vm.ram(), spec.cpus, &slots)?;
-    mptable::write(vm.ram(), spec.cpus)?;
-    let vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
-    if let Some(first) = vcpus.first() {
-        first.enter_at(&entry)?;
+    let boot = Boot::open(&spec.kernel, spec.initrd.as_deref(), command_line.trim_start().to_owned())?;
+    let mut vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
+    if let Some(first) = vcpus.first_mut() {
+        let mut image = Image::new(vm.clone(), boot, spec.cpus, slots);
+        first.boot_by(Box::new(move || image.load()))?;
     }
     Ok(vcpus)
 }

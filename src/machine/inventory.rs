@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::hardware::Hardware;
 use crate::config::spec::{BalloonSpec, DriveSpec};
 use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
@@ -38,6 +39,8 @@ pub struct Inventory {
     pub vcpus: Arc<[VcpuHandle]>,
     /// The workers of all virtio devices, to be paused and resumed.
     pub workers: Vec<Sender<Command>>,
+    /// What a reset resets beside them and the vCPUs.
+    pub hardware: Hardware,
     /// In the order of the command line.
     pub drives: Vec<Drive>,
     /// In the order of the command line.

@@ -5,6 +5,7 @@ pub mod acpi;
 mod board;
 pub mod boot;
 mod builder;
+mod hardware;
 mod inventory;
 mod kernel;
 pub mod layout;
@@ -14,4 +15,5 @@ mod parts;
 mod testing;
 
 pub use builder::{Machine, Threads};
+pub use hardware::Hardware;
 pub use inventory::{Balloon, Console, Drive, Inventory, Notice};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{GuestRam, PAGE_BYTES};
+use super::{GuestRam, PAGE_BYTES, page_bytes};
 use crate::sys::io as sys_io;
 use crate::sys::io::IoVec;
 
@@ -144,6 +144,26 @@ pub fn leaves_zeros(ram: &GuestRam) -> io::Result<bool> {
     private.try_fold(true, |zeros, file| Ok(zeros && file.file().metadata()?.blocks() == 0))
 }
 
+/// Gives all of guest memory back to the host, for a guest that starts anew. It is then what it was when it was mapped:
+/// zeros, or what the file of a private mapping holds; a shared file becomes one hole.
+///
+/// # Errors
+/// Nothing is given back, or not all: EOPNOTSUPP of a file that can have no holes, EINVAL of locked memory, and
+/// `Unsupported` for huge pages, of which those given back need not be there again.
+pub fn discard_all(ram: &GuestRam) -> io::Result<()> {
+    if page_bytes(ram)? != PAGE_BYTES {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    for region in ram.iter() {
+        let advice = if is_shared(region) { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+        // SAFETY: the range is the region's mapping, which `ram` holds; as in `give_back`, it is like a write of the guest's.
+        if unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 fn is_shared(region: &vm_memory::GuestRegionMmap) -> bool {
     region.flags() & libc::MAP_SHARED != 0
 }
@@ -186,6 +206,24 @@ mod tests {
                 assert_eq!([0, 1, 2, 98, 99, 2048, 2049].map(read), [0, 7, 0, 0, 7, 0, 7]);
             }
         }
+    }
+
+    #[test]
+    fn all_memory_that_is_given_back_reads_as_zeros_and_locked_memory_is_an_error() {
+        for share in [false, true] {
+            let ram = allocate(super::super::GAP_START + (16 << 20), share, true).unwrap();
+            let places = [0, 1 << 20, super::super::GAP_END, super::super::GAP_END + (15 << 20)].map(GuestAddress);
+            places.iter().for_each(|&place| ram.write_obj(7u8, place).unwrap());
+            discard_all(&ram).unwrap();
+            assert_eq!(places.map(|place| ram.read_obj::<u8>(place).unwrap()), [0; 4]);
+        }
+        let ram = allocate(16 << 20, false, true).unwrap();
+        ram.write_obj(7u8, GuestAddress(0)).unwrap();
+        let locked = ram.get_slice(GuestAddress(0), 4096).unwrap();
+        // SAFETY: locking changes nothing that anybody could see, but for what this test is about.
+        assert_eq!(unsafe { libc::mlock(locked.ptr_guard().as_ptr().cast(), 4096) }, 0);
+        assert_eq!(discard_all(&ram).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(ram.read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
     }
 
     #[test]

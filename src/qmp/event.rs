@@ -6,12 +6,14 @@ use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::schema::{Empty, Object, names, object};
 
 names! {
-    /// Why the machine ended.
+    /// Why the machine ended, or was reset.
     pub enum ShutdownCause {
         /// A vCPU failed.
         "host-error" => HostError,
         /// The command `quit`.
         "host-qmp-quit" => HostQmpQuit,
+        /// The command `system_reset`.
+        "host-qmp-system-reset" => HostQmpSystemReset,
         /// SIGTERM, SIGINT or SIGHUP.
         "host-signal" => HostSignal,
         /// `Ctrl-a x` on the terminal.
@@ -40,6 +42,14 @@ names! {
 object! {
     /// The data of `SHUTDOWN`.
     pub struct Shutdown {
+        /// Whether the guest did it.
+        "guest" => guest: bool,
+        /// Why.
+        "reason" => reason: ShutdownCause,
+    }
+
+    /// The data of `RESET`.
+    pub struct ResetData {
         /// Whether the guest did it.
         "guest" => guest: bool,
         /// Why.
@@ -93,6 +103,8 @@ events! {
     "STOP" => Stop,
     /// The vCPUs run again.
     "RESUME" => Resume,
+    /// The machine was reset.
+    "RESET" => Reset(ResetData),
     /// The machine ends.
     "SHUTDOWN" => Shutdown(Shutdown),
     /// A disk's request failed on the host; the guest was told.
@@ -155,6 +167,7 @@ mod tests {
         let events = [
             Event::Stop,
             Event::Resume,
+            Event::Reset(ResetData { guest: true, reason: ShutdownCause::GuestReset }),
             Event::Shutdown(Shutdown { guest: true, reason: ShutdownCause::GuestShutdown }),
             Event::BlockIoError(BlockIoError {
                 qom_path: "/machine/peripheral/vda".into(),

@@ -199,6 +199,11 @@ impl Front {
                 let _ = waiter.wait();
             }
         }
+        self.reset_registers();
+    }
+
+    /// Every register as at power-on. If the device was live, its worker has been reset.
+    pub(super) fn reset_registers(&mut self) {
         self.page.reset();
         for bytes in self.driver_writes {
             self.page.write(bytes.start, &[0; CONFIG_BYTES][bytes.clone()]);

@@ -96,4 +96,9 @@ impl Slot for Front {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }
+
+    /// The worker's half is asked for by `Command::Reset`, and its answer awaited, before: the main loop does not wait.
+    fn reset(&mut self) {
+        self.reset_registers();
+    }
 }

@@ -124,8 +124,13 @@ pub struct Monitor {
 
 impl Monitor {
     /// Starts the monitor with a kernel of `LOOPVISOR_LINUX`, the test guest's initramfs, the words of the kernel's
-    /// command line that every test wants and these, and these options.
+    /// command line that every test wants and these, and these options. A reset is its end.
     pub fn start(kernel: &str, words: &str, options: &[&str]) -> Monitor {
+        Monitor::start_that_reboots(kernel, words, &[&["-no-reboot"], options].concat())
+    }
+
+    /// The same, and a reset starts the guest anew.
+    pub fn start_that_reboots(kernel: &str, words: &str, options: &[&str]) -> Monitor {
         let linux = PathBuf::from(std::env::var_os("LOOPVISOR_LINUX").expect("LOOPVISOR_LINUX, see docs/testing.md"));
         let file = |name: &str| path(&linux.join(name));
         let append = format!("console=ttyS0 panic=-1 {words}");

@@ -18,6 +18,7 @@ mod balloon;
 mod console;
 mod disk;
 mod iothread;
+mod lifecycle;
 mod machine;
 mod pause;
 mod qmp;

@@ -143,8 +143,14 @@ impl Setup {
         Setup { folder: Folder::new(), under: vec![], args: vec![], stdin: Stdio::null(), stdout: Stdio::piped() }
     }
 
-    /// The guest with these words, its serial port, and a QMP socket. `None`, with the reason printed, without KVM.
+    /// The guest with these words, its serial port, and a QMP socket; a reset is its end. `None`, with the reason printed,
+    /// without KVM.
     pub fn guest(words: &str) -> Option<Setup> {
+        Some(Setup::guest_that_reboots(words)?.flag("-no-reboot"))
+    }
+
+    /// The same, and a reset starts the guest anew.
+    pub fn guest_that_reboots(words: &str) -> Option<Setup> {
         if !has_kvm() {
             return None;
         }

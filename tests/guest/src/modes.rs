@@ -12,6 +12,7 @@ mod hello;
 mod idle;
 mod irq;
 mod random;
+mod reboot;
 mod rng;
 mod smp;
 mod spin;
@@ -36,6 +37,7 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "echo" => echo::run(),
         "idle" => idle::run(machine.words),
         "spin" => spin::run(machine.words),
+        "reboot" => reboot::run(machine.words),
         "smp" => smp::run(machine.words),
         "touch" => touch::run(machine.words),
         _ => fail!("no mode {mode}"),

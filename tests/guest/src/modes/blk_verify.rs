@@ -228,7 +228,7 @@ impl Lane {
 
 /// Calls `each` for every word of a block with what it holds: each sector begins with its number and the sequence
 /// number of the write, and goes on with words that follow from both. False when `each` was false once.
-fn each_word(data: Dma, first_sector: u64, sequence: u32, each: impl Fn(&Dma, u64, u64) -> bool) -> bool {
+pub fn each_word(data: Dma, first_sector: u64, sequence: u32, each: impl Fn(&Dma, u64, u64) -> bool) -> bool {
     const WORDS: u64 = SECTOR / 8;
     (0..data.len() / 8).all(|i| {
         let sector = first_sector + i / WORDS;

@@ -100,7 +100,7 @@ fn loopvisor(programs: &Programs, machine: &Machine) -> Command {
     let mut command = Command::new(&programs.loopvisor);
     command.env("RUST_LOG", "warn");
     command.arg("-m").arg(format!("{}M", machine.memory_mib())).arg("-kernel").arg(&programs.guest);
-    command.args(["-append", &machine.words, "-serial", "stdio"]);
+    command.args(["-append", &machine.words, "-serial", "stdio", "-no-reboot"]);
     for number in machine.iothreads() {
         command.arg("-iothread").arg(format!("id=io{number}"));
     }

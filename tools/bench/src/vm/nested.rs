@@ -45,7 +45,7 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
         files.iter().map(|(path, name)| format!("{}:{name}", path.display())).collect()
     };
     let ours = format!(
-        "./loopvisor -m 256M -kernel kernel -initrd initrd -append {WORDS} -serial stdio -iothread id=io \
+        "./loopvisor -no-reboot -m 256M -kernel kernel -initrd initrd -append {WORDS} -serial stdio -iothread id=io \
          -drive id=d0,file=disk,direct=off,iothread=io"
     );
     let ours: Vec<&str> = ours.split_whitespace().collect();

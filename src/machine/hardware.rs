@@ -1,0 +1,76 @@
+//! What a reset of the machine is made of, beside its virtio workers and its vCPUs: the registers on the buses, the
+//! interrupt controllers, and what is loaded into memory.
+//!
+//! When each step is taken is `control::reset`'s; that nothing runs meanwhile too.
+
+use std::sync::Arc;
+
+use log::info;
+
+use super::boot::{self, Boot};
+use super::layout::VirtioSlot;
+use super::{acpi, mptable};
+use crate::error::Result;
+use crate::kvm::vcpu::Buses;
+use crate::kvm::vm::Vm;
+use crate::kvm::x86_64::regs::Entry;
+use crate::memory;
+
+/// The hardware that is the machine's and not a vCPU's.
+pub struct Hardware {
+    buses: Buses,
+    vm: Arc<Vm>,
+}
+
+impl Hardware {
+    /// Of a machine of these buses.
+    pub fn new(buses: Buses, vm: Arc<Vm>) -> Hardware {
+        Hardware { buses, vm }
+    }
+
+    /// All registers are as at power-on. The vCPUs are parked, and the workers of the devices have been reset. Main thread.
+    ///
+    /// # Errors
+    /// KVM refuses to reset its interrupt controllers.
+    pub fn reset(&self) -> Result<()> {
+        self.buses.pio.reset();
+        self.buses.mmio.reset();
+        self.vm.reset_irqchips()
+    }
+}
+
+/// What is in guest memory when the boot vCPU starts.
+pub struct Image {
+    vm: Arc<Vm>,
+    boot: Boot,
+    cpus: u8,
+    slots: Vec<VirtioSlot>,
+    /// The guest may have written to its memory.
+    used: bool,
+}
+
+impl Image {
+    /// For a machine of so many vCPUs and of these virtio slots.
+    pub fn new(vm: Arc<Vm>, boot: Boot, cpus: u8, slots: Vec<VirtioSlot>) -> Image {
+        Image { vm, boot, cpus, slots, used: false }
+    }
+
+    /// Loads the kernel and what belongs to it, and the tables that describe the machine: where the boot vCPU starts. From
+    /// the second time on it gives all memory back to the host before; what cannot be given back stays as it is. Main
+    /// thread, then the boot vCPU's: it takes as long as the files are long.
+    ///
+    /// # Errors
+    /// A file cannot be read any more, or is not what it was.
+    pub fn load(&mut self) -> Result<Entry> {
+        let ram = self.vm.ram();
+        if std::mem::replace(&mut self.used, true)
+            && let Err(e) = memory::discard_all(ram)
+        {
+            info!("reset: guest memory keeps what is in it: {e}");
+        }
+        let entry = boot::load(ram, &mut self.boot)?;
+        acpi::write(ram, self.cpus, &self.slots)?;
+        mptable::write(ram, self.cpus)?;
+        Ok(entry)
+    }
+}
