@@ -52,6 +52,7 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         // Control's own, which never come here.
         Command::Stop
         | Command::Cont
+        | Command::SystemPowerdown
         | Command::SystemReset
         | Command::Quit
         | Command::BlockSetIoThrottle(_)

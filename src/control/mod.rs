@@ -6,6 +6,7 @@
 
 mod answers;
 mod console;
+mod dump;
 mod listener;
 mod memory;
 mod pressure;
@@ -13,6 +14,7 @@ mod reset;
 mod run;
 mod session;
 mod signals;
+mod state;
 mod throttle;
 
 pub use console::Console;

@@ -14,20 +14,22 @@ use serde_json::{Value, json};
 use super::memory::Memory;
 use super::reset::Reset;
 use super::session::ToSession;
-use super::{answers, throttle};
+use super::state::{Change, State, Then};
+use super::{answers, dump, throttle};
 use crate::config::spec::VmSpec;
 use crate::devices::balloon::BalloonNews;
 use crate::devices::block::{IoFailure, Kind};
+use crate::devices::pvpanic::GuestPanic;
 use crate::error::{self, Error, Result};
-use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Lost, Receiver, Sender, channel};
+use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Receiver, Sender, channel};
 use crate::kvm::vcpu::VcpuEvent;
 use crate::machine::{Inventory, Notice};
 use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::command::Command;
 use crate::qmp::event::{
-    BlockErrorAction, BlockIoError, Event, IoOperationType, ResetData, Shutdown, ShutdownCause, Timestamp,
+    BlockErrorAction, BlockIoError, Event, GuestPanicAction, IoOperationType, Panicked, ResetData, Shutdown,
+    ShutdownCause, Timestamp,
 };
-use crate::qmp::reply::RunState;
 use crate::virtio::{self, FaultLog};
 
 /// The tag of the channel by which Control leaves the loop.
@@ -56,44 +58,6 @@ pub enum End {
     Wanted,
     /// By a failure, which is to be told on standard error: exit code 1.
     Failed(String),
-}
-
-/// The run state. Its changes are in [`Control::next_change`], [`Control::parked`] and [`Control::drained`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// `-S`, or a reset while paused: the vCPUs have not run yet.
-    Prelaunch,
-    Running,
-    /// So many vCPUs have not reported yet that they are parked.
-    Parking {
-        left: usize,
-        then: Then,
-    },
-    /// All vCPUs are parked; so many workers may still have requests in flight.
-    Draining {
-        left: usize,
-    },
-    Paused,
-    /// All vCPUs are parked; [`Control::reset`] says how far it is.
-    Resetting {
-        runs: bool,
-    },
-    Ended(RunState),
-}
-
-/// What the vCPUs are being parked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    Launch,
-    Stop,
-    Reset,
-}
-
-/// A change of state that was asked for.
-enum Change {
-    Stop(Done<Result<Value>>),
-    Cont(Done<Result<Value>>),
-    Reset(Reset),
 }
 
 /// The machine's run state, and who is to hear of it.
@@ -153,20 +117,6 @@ impl Control {
         }
     }
 
-    fn run_state(&self) -> RunState {
-        match self.state {
-            State::Prelaunch | State::Parking { then: Then::Launch, .. } | State::Resetting { runs: false } => {
-                RunState::Prelaunch
-            }
-            // Until the last request is back the machine has not stopped.
-            State::Running | State::Parking { .. } | State::Draining { .. } | State::Resetting { runs: true } => {
-                RunState::Running
-            }
-            State::Paused => RunState::Paused,
-            State::Ended(state) => state,
-        }
-    }
-
     fn message(&mut self, message: Message, cx: &mut Cx<'_>) {
         match message {
             Message::Joined(session) => {
@@ -177,7 +127,7 @@ impl Control {
             Message::Command(command, done) => self.command(command, done, cx),
             Message::End(cause) => self.finish(cause, End::Wanted),
             Message::Drained => self.worker_done(),
-            Message::Dump => self.dump(),
+            Message::Dump => dump::log(self.state, &self.inventory, &self.sender),
             Message::Dumped(line) => info!("{line}"),
         }
     }
@@ -189,6 +139,7 @@ impl Control {
             Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.guest_resets(cx.now_ns()),
             Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
             Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
+            Notice::Panic(what) => self.guest_panics(what),
             Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
             Notice::IoFailure(drive, failure) => self.io_failure(drive, &failure),
             Notice::Balloon(news) => {
@@ -207,6 +158,11 @@ impl Control {
 
     fn command(&mut self, command: Command, done: Done<Result<Value>>, cx: &mut Cx<'_>) {
         match command {
+            Command::SystemPowerdown => {
+                self.tell(&Event::Powerdown);
+                done.end(Ok(json!({})));
+                self.inventory.hardware.press_power_button();
+            }
             Command::Stop => self.change(Change::Stop(done)),
             Command::Cont => self.change(Change::Cont(done)),
             Command::SystemReset if self.no_reboot => {
@@ -226,7 +182,7 @@ impl Control {
             | Command::QueryBalloonDetail
             | Command::QueryBalloonStats
             | Command::BalloonStatsInterval(_) => done.end(self.balloon(&command, cx)),
-            query => done.end(answers::answer(&query, self.run_state(), &self.inventory, cx.now_ns())),
+            query => done.end(answers::answer(&query, self.state.told(), &self.inventory, cx.now_ns())),
         }
     }
 
@@ -267,6 +223,21 @@ impl Control {
                 info!("the guest resets the machine");
             }
             self.change(Change::Reset(Reset::new(ShutdownCause::GuestReset, None)));
+        }
+    }
+
+    /// The guest's kernel has come to its end, which is the machine's too, unless a crash kernel takes over.
+    fn guest_panics(&mut self, what: GuestPanic) {
+        match what {
+            GuestPanic::Panicked => {
+                error!("the guest's kernel has panicked");
+                self.tell(&Event::GuestPanicked(Panicked { action: GuestPanicAction::Poweroff }));
+                self.finish(ShutdownCause::GuestPanic, End::Wanted);
+            }
+            GuestPanic::CrashLoaded => {
+                error!("the guest's kernel has panicked, and starts its crash kernel");
+                self.tell(&Event::GuestCrashloaded(Panicked { action: GuestPanicAction::Run }));
+            }
         }
     }
 
@@ -370,8 +341,7 @@ impl Control {
         let State::Resetting { runs } = self.state else { return };
         let Some(mut reset) = self.reset.take_if(|reset| reset.vcpu_done(&self.inventory)) else { return };
         self.state = if runs { State::Running } else { State::Prelaunch };
-        let guest = reset.cause == ShutdownCause::GuestReset;
-        self.tell(&Event::Reset(ResetData { guest, reason: reset.cause }));
+        self.tell(&Event::Reset(ResetData { guest: reset.cause.is_guests(), reason: reset.cause }));
         reset.answer();
         if runs {
             self.resume();
@@ -393,17 +363,15 @@ impl Control {
 
     /// Tells everybody that the machine ends, and leaves the loop once they have been told.
     fn finish(&mut self, cause: ShutdownCause, end: End) {
-        let state = if matches!(end, End::Failed(_)) { RunState::InternalError } else { RunState::Shutdown };
         // The first cause is the cause.
         if self.end.set(end).is_err() {
             return;
         }
-        self.state = State::Ended(state);
+        self.state = State::ended_by(cause);
         for vcpu in self.inventory.vcpus.iter() {
             vcpu.stop();
         }
-        let guest = matches!(cause, ShutdownCause::GuestShutdown | ShutdownCause::GuestReset);
-        self.tell(&Event::Shutdown(Shutdown { guest, reason: cause }));
+        self.tell(&Event::Shutdown(Shutdown { guest: cause.is_guests(), reason: cause }));
         if let Some(done) = self.stopping.take() {
             done.end(Ok(json!({})));
         }
@@ -427,26 +395,6 @@ impl Control {
             nospace: Some(failure.error.raw_os_error() == Some(libc::ENOSPC)),
             reason: failure.error.to_string(),
         }));
-    }
-
-    /// Writes to the log where everything stands: for a guest that hangs.
-    fn dump(&self) {
-        info!("run state {:?}", self.state);
-        let iothreads = self.inventory.iothreads.iter().map(|(id, remote)| (id.as_str(), remote));
-        for (id, remote) in std::iter::once(("main", &self.inventory.main)).chain(iothreads) {
-            info!("loop {id}, thread {}: {:?}", remote.thread_id(), remote.counters());
-        }
-        for vcpu in self.inventory.vcpus.iter() {
-            vcpu.dump();
-        }
-        for worker in &self.inventory.workers {
-            let sender = self.sender.clone();
-            let done = Done::posted(move |line: std::result::Result<String, Lost>| {
-                let line = line.unwrap_or_else(|Lost| "the worker of a device is gone".to_string());
-                let _ = sender.send(Message::Dumped(line));
-            });
-            let _ = worker.send(virtio::Command::Dump(done));
-        }
     }
 
     /// Sends an event to every client; those that have gone are forgotten.

@@ -6,5 +6,6 @@ pub mod chardev;
 pub mod console;
 pub mod i8042;
 pub mod power;
+pub mod pvpanic;
 pub mod rng;
 pub mod serial;

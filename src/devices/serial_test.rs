@@ -44,6 +44,37 @@ fn piped() -> (Port, PipeReader) {
     (port(Some(File::from(OwnedFd::from(writer)))), reader)
 }
 
+#[test]
+fn a_reset_puts_every_register_back_and_loses_what_the_guest_has_not_read_and_nothing_else() {
+    let mut port = port(None);
+    let registers = |port: &mut Port| -> Vec<u8> {
+        let plain: Vec<u8> = [1, 2, 3, 4, 5, 6, 7].map(|register| port.get(register)).to_vec();
+        port.put(3, 0x83);
+        let divisor = [port.get(0), port.get(1)];
+        port.put(3, 3);
+        [plain, divisor.to_vec()].concat()
+    };
+    let before = registers(&mut port);
+    for latched in [false, true] {
+        assert_eq!(port.serial.receive(&[7; 100]), 64);
+        for (register, byte) in [(3, 0x9b), (0, 1), (1, 2), (3, 0x1b), (IER, 7), (MCR, 0x13), (7, 0x5a)] {
+            port.put(register, byte);
+        }
+        if latched {
+            port.put(3, 0x9b);
+        }
+        assert_eq!(port.events(), []);
+        port.serial.reset();
+        assert_eq!(port.events(), [SerialEvent::Room], "the rest of the hundred may come");
+        assert_eq!(registers(&mut port), before);
+        assert_eq!(port.get(LSR) & DATA_READY, 0);
+        port.line.read().unwrap();
+        assert_eq!(port.serial.receive(b"x"), 1);
+        assert!(port.line.read().is_err(), "no interrupt that the next kernel has not asked for");
+        assert_eq!(port.get(DATA), b'x');
+    }
+}
+
 impl Port {
     fn get(&mut self, register: u64) -> u8 {
         let mut byte = [0];

@@ -240,6 +240,70 @@ fn the_registers_come_when_asked_for_whether_the_vcpu_runs_is_parked_or_has_ende
 }
 
 #[test]
+fn a_vcpu_that_ended_by_a_triple_fault_lives_again_after_a_reset_and_begins_at_its_beginning() {
+    let Some(vm) = machine() else { return };
+    // out dx, al; inc byte [CODE-4096]; mov al, [CODE-4096]; out dx, al, and the fault
+    let cell = (CODE as u32 - 4096).to_le_bytes();
+    let code = [&MOV_DX[..], &[0xee, 0xfe, 0x04, 0x25], &cell, &[0x8a, 0x04, 0x25], &cell, &[0xee], &UD2].concat();
+    let guest = Guest::start(&vm, &code, &[], 2, false);
+    for life in 1..=20 {
+        guest.expect(&[
+            Seen::Wrote(PORT.into(), vec![0]),
+            Seen::Wrote(PORT.into(), vec![life]),
+            Seen::Event(VcpuEvent::Shutdown),
+        ]);
+        for vcpu in &guest.vcpus {
+            vcpu.park();
+            guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+        }
+        for vcpu in &guest.vcpus {
+            vcpu.reset();
+            guest.expect(&[Seen::Event(VcpuEvent::Reset)]);
+        }
+        guest.vcpus[0].boot();
+        guest.expect(&[Seen::Event(VcpuEvent::Reset)]);
+        guest.vcpus.iter().for_each(VcpuHandle::resume);
+    }
+}
+
+#[test]
+fn what_cannot_be_loaded_at_a_reset_is_told_and_the_vcpu_runs_no_more() {
+    let Some(vm) = machine() else { return };
+    let mut vcpu = Vcpu::new(&vm, 0, 1).unwrap();
+    let entry = Entry { mode: Mode::Protected, rip: CODE, rsp: 0x8000, rbx: 0, rsi: 0, gdt: 0x500 };
+    let mut files = vec![entry];
+    let loader = move || files.pop().ok_or_else(|| crate::error::Error::host("the file is cut short"));
+    vcpu.boot_by(Box::new(loader)).unwrap();
+    let (tell, seen) = channel();
+    let buses = Buses { pio: Bus::new(vec![]).unwrap(), mmio: Bus::new(vec![]).unwrap() };
+    let vcpu = vcpu.start(buses, true, move |event| drop(tell.send(event))).unwrap();
+    let next = || seen.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(next(), VcpuEvent::Parked);
+    vcpu.boot();
+    assert_eq!(next(), VcpuEvent::Failed("reset: the file is cut short".into()));
+    vcpu.resume();
+    vcpu.park();
+    assert_eq!(next(), VcpuEvent::Parked);
+}
+
+#[test]
+fn the_interrupt_controllers_forget_at_a_reset_what_they_were_told() {
+    let Some(vm) = machine() else { return };
+    let chip = |chip_id| {
+        let mut chip = kvm_bindings::kvm_irqchip { chip_id, ..Default::default() };
+        vm.fd().get_irqchip(&mut chip).unwrap();
+        // SAFETY: the kernel has filled in what was asked for, and any bytes are valid.
+        unsafe { chip.chip.dummy }
+    };
+    let before = [0, 1, 2].map(chip);
+    let irq = Irq::new(&vm, 5).unwrap();
+    irq.trigger();
+    while [0, 1, 2].map(chip) == before {}
+    vm.reset_irqchips().unwrap();
+    assert_eq!([0, 1, 2].map(chip), before);
+}
+
+#[test]
 fn a_vcpus_thread_has_its_name_on_the_host() {
     let Some(vm) = machine() else { return };
     let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);

@@ -1,7 +1,7 @@
 //! ACPI tables: how a kernel with ACPI finds its processors, its interrupts and its devices.
 //!
 //! A hardware-reduced machine (ACPI 6.5, 4.1): no fixed power-management hardware, no system control interrupt, no
-//! legacy timer; one sleep register to power off by. Every device there is stands in the DSDT; what stands nowhere
+//! legacy timer; one sleep register to power off by, and a power button that is an event of its own (5.6.9). Every device there is stands in the DSDT; what stands nowhere
 //! does not exist, and a kernel that has these tables probes for nothing. Main thread, before the guest runs.
 
 use acpi_tables::Aml;
@@ -96,6 +96,8 @@ fn madt(cpus: u8) -> impl Aml {
 fn dsdt(slots: &[VirtioSlot]) -> Sdt {
     let mut devices = Vec::new();
     serial(&mut devices);
+    power_button(&mut devices);
+    pvpanic(&mut devices);
     for (number, slot) in slots.iter().enumerate() {
         virtio(&mut devices, number, slot);
     }
@@ -125,6 +127,46 @@ fn serial(devices: &mut Vec<u8>) {
                     &aml::IO::new(layout::SERIAL, layout::SERIAL, 0, layout::SERIAL_PORTS as u8),
                     &edge(layout::SERIAL_IRQ),
                 ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(devices);
+}
+
+/// The power button (PNP0C0C), and the event device (ACPI0013) whose one interrupt says that it was pressed: notification
+/// 0x80 (ACPI 6.5, table 5.174).
+fn power_button(devices: &mut Vec<u8>) {
+    let button = || aml::Path::new("PWRB");
+    aml::Device::new(
+        button(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+        ],
+    )
+    .to_aml_bytes(devices);
+    aml::Device::new(
+        "GED_".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new("_CRS".into(), &aml::ResourceTemplate::new(vec![&edge(layout::POWER_BUTTON_IRQ)])),
+            &aml::Method::new("_EVT".into(), 1, true, vec![&aml::Notify::new(&button(), &0x80u8)]),
+        ],
+    )
+    .to_aml_bytes(devices);
+}
+
+/// The port by which a kernel tells of its panic: QEMU's identifier, which is the one that kernels know.
+fn pvpanic(devices: &mut Vec<u8>) {
+    aml::Device::new(
+        "PVPN".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"QEMU0001"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(layout::PVPANIC, layout::PVPANIC, 0, 1)]),
             ),
         ],
     )

@@ -108,6 +108,20 @@ fn each_virtio_slot_is_a_device_with_its_registers_and_its_interrupt() {
     }
 }
 
+#[test]
+fn the_power_button_is_an_event_with_an_interrupt_of_its_own_and_a_panic_has_its_port() {
+    let [_, _, dsdt] = tables(1, 11);
+    assert_eq!(count(&dsdt, &[b"PWRB\x08_HID\x0c".as_slice(), &[0x41, 0xd0, 0x0c, 0x0c]].concat()), 1, "PNP0C0C");
+    let interrupt = [&[0x89, 6, 0, 0b11, 1][..], &layout::POWER_BUTTON_IRQ.to_le_bytes()].concat();
+    assert_eq!((count(&dsdt, b"ACPI0013"), count(&dsdt, &interrupt)), (1, 1));
+    // A method of one argument, serialized: notify the button with 0x80 (20.2.5.3).
+    assert_eq!(count(&dsdt, b"_EVT\x09\x86PWRB\x0a\x80"), 1);
+    // Ports (6.4.2.5): 16 bits decoded, from and to 0x505, one of them.
+    let port = [&b"QEMU0001\0"[..]].concat();
+    let io = [0x47, 1, 5, 5, 5, 5, 0, 1];
+    assert_eq!((count(&dsdt, &port), count(&dsdt, &io)), (1, 1));
+}
+
 // ACPICA's own disassembler, where it is installed, reads every byte of the definition block.
 #[test]
 fn the_definition_block_is_what_acpica_reads() {

@@ -58,15 +58,17 @@ const PAGE: u64 = 4096;
 
 /// Loads everything, and says where and how the boot vCPU starts.
 ///
+/// Memory that is not `zeroed` holds an earlier life, of which nothing is left where a kernel expects zeros.
+///
 /// The ACPI tables are expected at [`layout::RSDP`]; they may be written before or after.
 ///
 /// # Errors
 ///
 /// A file cannot be read or is not what it should be, or something does not fit: the sentence names the file, and the
 /// sizes.
-pub fn load(ram: &GuestRam, boot: &mut Boot) -> Result<Entry> {
+pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
     let (path, file) = &mut boot.kernel;
-    let kernel = kernel::load(ram, file).context(|| format!("kernel {path:?}"))?;
+    let kernel = kernel::load(ram, file, zeroed).context(|| format!("kernel {path:?}"))?;
     write_command_line(ram, &boot.command_line, kernel.command_line_max)?;
     let initrd = match &mut boot.initrd {
         Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),

@@ -15,6 +15,7 @@ use crate::bus::{Bus, Range};
 use crate::config::spec::{SerialSpec, VmSpec};
 use crate::devices::i8042::I8042;
 use crate::devices::power::Power;
+use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::{Serial, SerialEvent};
 use crate::disk::Disk;
 use crate::error::{Context, Result};
@@ -103,18 +104,20 @@ impl Machine {
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
         let vcpus = prepare_vcpus(spec, &vm, &board)?;
-        let soldered = board.finish()?;
+        let mut soldered = board.finish()?;
+        let power_button = Irq::new(&vm, layout::POWER_BUTTON_IRQ)?;
         let buses = Buses { pio, mmio: Bus::new(soldered.mmio)? };
         let inventory = Inventory {
             name: spec.name.clone(),
             vcpus: Arc::new([]),
             workers: soldered.workers,
-            hardware: Hardware::new(buses.clone(), vm),
+            hardware: Hardware::new(buses.clone(), vm, power_button.eventfd()?),
             drives,
             consoles,
             iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
             main: main.remote(),
         };
+        soldered.lines.push(power_button);
         Ok(Machine { vcpus, buses, notices, inventory, balloon, serial, lines: soldered.lines, iothreads })
     }
 
@@ -175,9 +178,14 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
     };
     let i8042 = Arc::new(Mutex::new(I8042::new(tell(|| Notice::Reset))));
     let power = Arc::new(Mutex::new(Power::new(tell(|| Notice::PowerOff))));
+    let panics = notices.clone();
+    let pvpanic = Pvpanic::new(move |what| {
+        let _ = panics.send(Notice::Panic(what));
+    });
     vec![
         Range { base: layout::SERIAL.into(), len: layout::SERIAL_PORTS, slot: serial.clone() },
         Range { base: layout::I8042.into(), len: layout::I8042_PORTS, slot: i8042 },
+        Range { base: layout::PVPANIC.into(), len: 1, slot: Arc::new(Mutex::new(pvpanic)) },
         Range { base: layout::SLEEP_CONTROL.into(), len: layout::SLEEP_PORTS, slot: power },
     ]
 }

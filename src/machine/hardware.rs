@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use log::info;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{self, Boot};
 use super::layout::VirtioSlot;
@@ -20,12 +21,19 @@ use crate::memory;
 pub struct Hardware {
     buses: Buses,
     vm: Arc<Vm>,
+    power_button: EventFd,
 }
 
 impl Hardware {
-    /// Of a machine of these buses.
-    pub fn new(buses: Buses, vm: Arc<Vm>) -> Hardware {
-        Hardware { buses, vm }
+    /// Of a machine of these buses, and of this interrupt for its power button.
+    pub fn new(buses: Buses, vm: Arc<Vm>, power_button: EventFd) -> Hardware {
+        Hardware { buses, vm, power_button }
+    }
+
+    /// Presses the power button, once and not for long. A guest that has no driver for it does not notice.
+    pub fn press_power_button(&self) {
+        // KVM takes the count at each write, so it never grows to where a write would block.
+        let _ = self.power_button.write(1);
     }
 
     /// All registers are as at power-on. The vCPUs are parked, and the workers of the devices have been reset. Main thread.
@@ -47,12 +55,14 @@ pub struct Image {
     slots: Vec<VirtioSlot>,
     /// The guest may have written to its memory.
     used: bool,
+    /// It has been said that the host does not take it.
+    told: bool,
 }
 
 impl Image {
     /// For a machine of so many vCPUs and of these virtio slots.
     pub fn new(vm: Arc<Vm>, boot: Boot, cpus: u8, slots: Vec<VirtioSlot>) -> Image {
-        Image { vm, boot, cpus, slots, used: false }
+        Image { vm, boot, cpus, slots, used: false, told: false }
     }
 
     /// Loads the kernel and what belongs to it, and the tables that describe the machine: where the boot vCPU starts. From
@@ -62,15 +72,25 @@ impl Image {
     /// # Errors
     /// A file cannot be read any more, or is not what it was.
     pub fn load(&mut self) -> Result<Entry> {
+        let kept = std::mem::replace(&mut self.used, true) && !self.give_back();
         let ram = self.vm.ram();
-        if std::mem::replace(&mut self.used, true)
-            && let Err(e) = memory::discard_all(ram)
-        {
-            info!("reset: guest memory keeps what is in it: {e}");
-        }
-        let entry = boot::load(ram, &mut self.boot)?;
+        let zeroed = !kept && memory::is_blank(ram);
+        let entry = boot::load(ram, &mut self.boot, zeroed)?;
         acpi::write(ram, self.cpus, &self.slots)?;
         mptable::write(ram, self.cpus)?;
         Ok(entry)
+    }
+
+    /// Gives all memory back to the host: whether it was taken.
+    fn give_back(&mut self) -> bool {
+        match memory::discard_all(self.vm.ram()) {
+            Ok(()) => true,
+            Err(e) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    info!("reset: guest memory keeps what is in it, this time and the next: {e}");
+                }
+                false
+            }
+        }
     }
 }

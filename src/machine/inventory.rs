@@ -12,6 +12,7 @@ use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
 use crate::devices::chardev::ChardevState;
 use crate::devices::console;
+use crate::devices::pvpanic::GuestPanic;
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
 use crate::qos::Limits;
@@ -25,6 +26,8 @@ pub enum Notice {
     PowerOff,
     /// The guest has asked for a reset (the keyboard controller's line).
     Reset,
+    /// The guest's kernel has panicked.
+    Panic(GuestPanic),
     /// The drive of that id could not do on the host what the guest asked.
     IoFailure(String, IoFailure),
     /// The balloon has something to say.

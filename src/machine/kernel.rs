@@ -13,7 +13,7 @@ use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
 };
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
-use vm_memory::{ByteValued, GuestAddress};
+use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::layout::HIGH_RAM;
 use crate::error::{Context, Error, Result};
@@ -60,18 +60,18 @@ const PROTOCOL_64: u16 = 0x20c;
 const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
 
-/// Loads the kernel image in `file`.
+/// Loads the kernel image in `file`, into memory that is `zeroed` or holds an earlier life.
 ///
 /// # Errors
 ///
 /// It is none that we know, it is cut short or contradicts itself, or it does not fit the guest's memory.
-pub fn load(ram: &GuestRam, file: &mut File) -> Result<Kernel> {
+pub fn load(ram: &GuestRam, file: &mut File, zeroed: bool) -> Result<Kernel> {
     let len = file.metadata().context(|| "ask for its size")?.len();
     let mut head = [0; 4096];
     let got = read_at(file, 0, &mut head)?;
     let head = &head[..got];
     if head.starts_with(b"\x7fELF") {
-        elf(ram, file, len)
+        elf(ram, file, len, zeroed)
     } else if head.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && head.get(0x202..0x206) == Some(b"HdrS") {
         bzimage(ram, file, len, head)
     } else {
@@ -173,7 +173,7 @@ fn bzimage(ram: &GuestRam, file: &mut File, len: u64, head: &[u8]) -> Result<Ker
 ///
 /// Linux has both, and its 64-bit entry is the shorter way: no page tables to build, no mode to switch, no start
 /// information to translate. Kernels whose ELF entry is a virtual address or none have the note only.
-fn elf(ram: &GuestRam, file: &mut File, len: u64) -> Result<Kernel> {
+fn elf(ram: &GuestRam, file: &mut File, len: u64, zeroed: bool) -> Result<Kernel> {
     let mut header = Elf64_Ehdr::default();
     if read_at(file, 0, header.as_mut_slice())? < size_of::<Elf64_Ehdr>() {
         return Err(refuse("its ELF header is cut short"));
@@ -203,6 +203,9 @@ fn elf(ram: &GuestRam, file: &mut File, len: u64) -> Result<Kernel> {
     let end = end.ok_or_else(|| refuse("it has no segment to load"))?;
 
     let loaded = Elf::load(ram, None, file, None).context(|| "read it")?;
+    if !zeroed {
+        segments.iter().try_for_each(|segment| clear_rest(ram, segment))?;
+    }
     let inside = |at: u64| segments.iter().any(|s| (s.p_paddr..s.p_paddr + s.p_filesz).contains(&at));
     let (protocol, entry) = match loaded.pvh_boot_cap {
         _ if inside(header.e_entry) => (Protocol::Linux64, header.e_entry),
@@ -216,6 +219,18 @@ fn elf(ram: &GuestRam, file: &mut File, len: u64) -> Result<Kernel> {
     };
     let command_line_max = ELF_COMMAND_LINE_MAX;
     Ok(Kernel { protocol, entry, end, command_line_max, initrd_max: ELF_INITRD_MAX, header: None })
+}
+
+/// Writes the zeros that a segment ends with and that are not in the file.
+fn clear_rest(ram: &GuestRam, segment: &Elf64_Phdr) -> Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let (mut at, end) = (segment.p_paddr + segment.p_filesz, segment.p_paddr + segment.p_memsz);
+    while at < end {
+        let len = (end - at).min(ZEROS.len() as u64);
+        ram.write_slice(&ZEROS[..len as usize], GuestAddress(at)).context(|| "clear what follows it")?;
+        at += len;
+    }
+    Ok(())
 }
 
 /// Checks that a segment lies in the file, and what is loaded of it in memory.

@@ -18,11 +18,28 @@ fn load_bytes(bytes: &[u8]) -> (Result<Kernel>, std::sync::Arc<GuestRam>) {
     let ram = memory::allocate(64 * MIB, false, true).unwrap();
     let mut file = TempFile::new().unwrap().into_file();
     file.write_all(bytes).unwrap();
-    (load(&ram, &mut file), ram)
+    (load(&ram, &mut file, true), ram)
 }
 
 fn error_of(bytes: &[u8]) -> String {
     load_bytes(bytes).0.expect_err("refused").to_string()
+}
+
+#[test]
+fn memory_of_an_earlier_life_is_zero_where_a_segment_goes_on_behind_its_file() {
+    for zeroed in [true, false] {
+        let ram = memory::allocate(64 * MIB, false, true).unwrap();
+        let all = vec![0xaa; 5 << 12];
+        ram.write_slice(&all, GuestAddress(MIB)).unwrap();
+        let mut file = TempFile::new().unwrap().into_file();
+        file.write_all(&elf_with(MIB, &[segment(MIB)])).unwrap();
+        load(&ram, &mut file, zeroed).unwrap();
+        let mut found = vec![0; all.len()];
+        ram.read_slice(&mut found, GuestAddress(MIB)).unwrap();
+        let rest = if zeroed { 0xaa } else { 0 };
+        let expected = [vec![0x90; 1 << 12], vec![rest; 2 << 12], vec![0xaa; 2 << 12]].concat();
+        assert!(found == expected, "{zeroed}");
+    }
 }
 
 #[test]
@@ -164,5 +181,5 @@ fn a_sparse_file_of_a_terabyte_is_refused_by_its_size_alone() {
     let mut file = TempFile::new().unwrap().into_file();
     file.write_all_at(&bzimage_with(|_| ()), 0).unwrap();
     file.set_len(1 << 40).unwrap();
-    assert!(load(&ram, &mut file).is_err());
+    assert!(load(&ram, &mut file, true).is_err());
 }

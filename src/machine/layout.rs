@@ -22,9 +22,9 @@
 //! 0x1_0000_0000  ---- RAM that did not fit below the gap ----
 //! ```
 //!
-//! Ports: i8042 at 0x60 and 0x64, the serial port at 0x3f8 to 0x3ff, ACPI's sleep registers at 0x600 and 0x601; the
-//! two 8259 (0x20, 0xa0, 0x4d0) are in KVM. Interrupts: 4 for the serial port, 5 to 15 for the virtio slots in order
-//! (rule D3.4: eleven devices at most), all of them edges.
+//! Ports: i8042 at 0x60 and 0x64, the serial port at 0x3f8 to 0x3ff, pvpanic at 0x505, ACPI's sleep registers at 0x600 and
+//! 0x601; the two 8259 (0x20, 0xa0, 0x4d0) are in KVM. Interrupts: 4 for the serial port, 5 to 15 for the virtio slots in
+//! order (rule D3.4: eleven devices at most), 16 for the power button, which only the I/O APIC has; all of them edges.
 
 use crate::config::spec::MAX_VIRTIO_DEVICES;
 pub use crate::kvm::vm::{IDENTITY_MAP, TSS};
@@ -88,10 +88,16 @@ pub const SERIAL_PORTS: u64 = 8;
 /// The interrupt of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 
+/// The port of pvpanic, where QEMU has it.
+pub const PVPANIC: u16 = 0x505;
+
 /// ACPI's sleep control register; the status register is the next port.
 pub const SLEEP_CONTROL: u16 = 0x600;
 /// How many ports the two sleep registers are.
 pub const SLEEP_PORTS: u64 = 2;
+
+/// The interrupt of the power button, the first that the I/O APIC has for itself.
+pub const POWER_BUTTON_IRQ: u32 = ISA_IRQS;
 
 // The last slot has the last interrupt that both kinds of controller have.
 const _: () = assert!(VIRTIO_IRQ + MAX_VIRTIO_DEVICES as u32 == ISA_IRQS);

@@ -164,6 +164,13 @@ pub fn discard_all(ram: &GuestRam) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether memory that nobody has written to reads as zeros, and not as what a file holds.
+pub fn is_blank(ram: &GuestRam) -> bool {
+    let mut files = ram.iter().filter_map(|region| region.file_offset());
+    // A file without blocks is one hole.
+    files.all(|file| file.file().metadata().is_ok_and(|metadata| metadata.blocks() == 0))
+}
+
 fn is_shared(region: &vm_memory::GuestRegionMmap) -> bool {
     region.flags() & libc::MAP_SHARED != 0
 }

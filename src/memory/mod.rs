@@ -19,7 +19,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, G
 use crate::error::{Context, Error, Result};
 use file::Backing;
 
-pub use discard::{Discard, can_discard, discard_all, leaves_zeros};
+pub use discard::{Discard, can_discard, discard_all, is_blank, leaves_zeros};
 pub use file::page_bytes;
 
 /// All of the guest's RAM.

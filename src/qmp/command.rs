@@ -103,6 +103,8 @@ commands! {
         "stop" => Stop -> Empty,
         /// Let the vCPUs run.
         "cont" => Cont -> Empty,
+        /// Press the power button.
+        "system_powerdown" => SystemPowerdown -> Empty,
         /// Reset the machine.
         "system_reset" => SystemReset -> Empty,
         /// End the monitor.

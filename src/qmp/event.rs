@@ -22,6 +22,16 @@ names! {
         "guest-shutdown" => GuestShutdown,
         /// The guest reset itself.
         "guest-reset" => GuestReset,
+        /// The guest's kernel panicked.
+        "guest-panic" => GuestPanic,
+    }
+
+    /// What is done about a panic of the guest's.
+    pub enum GuestPanicAction {
+        /// The machine ends.
+        "poweroff" => Poweroff,
+        /// The guest goes on.
+        "run" => Run,
     }
 
     /// The direction of a request.
@@ -56,6 +66,12 @@ object! {
         "reason" => reason: ShutdownCause,
     }
 
+    /// The data of `GUEST_PANICKED` and `GUEST_CRASHLOADED`.
+    pub struct Panicked {
+        /// What is done about it.
+        "action" => action: GuestPanicAction,
+    }
+
     /// The data of `BLOCK_IO_ERROR`.
     pub struct BlockIoError {
         /// The path of the device that carries the disk.
@@ -81,6 +97,13 @@ object! {
     }
 }
 
+impl ShutdownCause {
+    /// Whether it was the guest's doing.
+    pub fn is_guests(self) -> bool {
+        matches!(self, ShutdownCause::GuestShutdown | ShutdownCause::GuestReset | ShutdownCause::GuestPanic)
+    }
+}
+
 /// Makes [`Event`] and [`EVENTS`] of one table: `"NAME" => Variant(Data)`.
 macro_rules! events {
     ($($(#[$doc:meta])* $name:literal => $variant:ident $(($data:ty))?),* $(,)?) => {
@@ -103,6 +126,12 @@ events! {
     "STOP" => Stop,
     /// The vCPUs run again.
     "RESUME" => Resume,
+    /// The power button was pressed.
+    "POWERDOWN" => Powerdown,
+    /// The guest's kernel has panicked.
+    "GUEST_PANICKED" => GuestPanicked(Panicked),
+    /// The guest's kernel has panicked and starts a crash kernel.
+    "GUEST_CRASHLOADED" => GuestCrashloaded(Panicked),
     /// The machine was reset.
     "RESET" => Reset(ResetData),
     /// The machine ends.
@@ -167,6 +196,9 @@ mod tests {
         let events = [
             Event::Stop,
             Event::Resume,
+            Event::Powerdown,
+            Event::GuestPanicked(Panicked { action: GuestPanicAction::Poweroff }),
+            Event::GuestCrashloaded(Panicked { action: GuestPanicAction::Run }),
             Event::Reset(ResetData { guest: true, reason: ShutdownCause::GuestReset }),
             Event::Shutdown(Shutdown { guest: true, reason: ShutdownCause::GuestShutdown }),
             Event::BlockIoError(BlockIoError {

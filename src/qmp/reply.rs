@@ -15,6 +15,8 @@ names! {
         "paused" => Paused,
         /// The guest has ended, the monitor not yet.
         "shutdown" => Shutdown,
+        /// The guest's kernel has panicked, and the monitor ends.
+        "guest-panicked" => GuestPanicked,
         /// A vCPU failed in a way that it cannot go on from.
         "internal-error" => InternalError,
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use proptest::prelude::*;
 
+use super::Command;
 use super::testing::*;
 
 /// A guest with a device of two queues, of 8 and 4 descriptors.
@@ -357,5 +358,37 @@ proptest! {
         vring.add(&[Desc::writable(DATA, 1)]);
         guest.run(0);
         prop_assert_eq!(held.held().len(), 1);
+    }
+}
+
+#[test]
+fn a_reset_of_the_machine_puts_back_every_register_once_the_worker_has_let_go_and_the_next_driver_begins_afresh() {
+    let (mut guest, held) = guest();
+    for _ in 0..3 {
+        let mut vring = guest.start(EVENT_IDX, 8);
+        vring.add(&[Desc::writable(DATA, 1)]);
+        guest.run(0);
+        assert_eq!(held.held().len(), 1);
+        guest.write(reg::QUEUE_SEL, 1);
+        guest.write(reg::DEVICE_FEATURES_SEL, 1);
+        guest.page.raise(1);
+        // As Control does it: the worker first, whose answer nobody waits for with a lock held.
+        let ended = guest.command(Command::Reset);
+        guest.turn();
+        assert_eq!(ended.load(SeqCst), 0, "a request is in flight");
+        held.finish_all();
+        guest.turn();
+        assert_eq!(ended.load(SeqCst), 1);
+        assert!(!guest.has_kick(0));
+        guest.bus.reset();
+        for (register, value) in [
+            (reg::STATUS, 0),
+            (reg::INTERRUPT_STATUS, 0),
+            (reg::QUEUE_READY, 0),
+            (reg::QUEUE_NUM_MAX, 8),
+            (reg::DEVICE_FEATURES, (VERSION_1 as u32) | INDIRECT_DESC as u32 | EVENT_IDX as u32 | DEVICE_BITS as u32),
+        ] {
+            assert_eq!(guest.read(register), value, "{register:#x}");
+        }
     }
 }

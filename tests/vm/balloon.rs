@@ -302,12 +302,12 @@ fn a_balloon_in_a_shared_file_makes_holes_in_the_file() {
 }
 
 /// Huge pages that the host has for a test, until it is over.
-struct HugePages(String);
+pub struct HugePages(String);
 
 impl HugePages {
     const NUMBER: &'static str = "/proc/sys/vm/nr_hugepages";
 
-    fn reserve(count: u64) -> io::Result<HugePages> {
+    pub fn reserve(count: u64) -> io::Result<HugePages> {
         let before = fs::read_to_string(Self::NUMBER)?;
         let wanted = before.trim().parse().unwrap_or(0) + count;
         fs::write(Self::NUMBER, wanted.to_string())?;

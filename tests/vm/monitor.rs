@@ -169,6 +169,12 @@ impl Setup {
         self.flag(name).flag(value)
     }
 
+    /// Another word in the place of one.
+    pub fn replace(mut self, word: &str, by: &str) -> Setup {
+        self.args.iter_mut().filter(|arg| *arg == word).for_each(|arg| by.clone_into(arg));
+        self
+    }
+
     pub fn iothread(self, id: &str) -> Setup {
         self.option("-iothread", &format!("id={id}"))
     }

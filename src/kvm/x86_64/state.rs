@@ -21,10 +21,11 @@ const TSC: [u32; 2] = [0x10, 0x3b];
 /// The registers of Hyper-V's interface, which the guest is not shown: KVM makes room for them when one is read.
 const HYPERV: std::ops::Range<u32> = 0x4000_0000..0x4000_1000;
 
-/// Where the legacy part of an XSAVE image has the control words of the x87 and of SSE, in words, and what they are after
-/// an initialisation (SDM volume 1, 13.4.1 and 13.6).
+/// Where an XSAVE image has the control words of the x87 and of SSE, in words of 32 bits, and what they are after an
+/// initialisation; and which parts are in the image: these two (SDM volume 1, 13.4.1, 13.4.2 and 13.6).
 const FCW: (usize, u32) = (0, 0x37f);
 const MXCSR: (usize, u32) = (6, 0x1f80);
+const XSTATE_BV: (usize, u32) = (128, 3);
 
 /// The MSRs of a vCPU that has not run: those that can be read, of `indices`.
 ///
@@ -96,8 +97,8 @@ impl Initial {
         vcpu.get_mp_state().context(what("run state"))?;
         leave_nested_guest(vcpu);
         let mut xsave = kvm_xsave::default();
-        // No part is said to be there: the processor initialises each.
-        for (word, value) in [FCW, MXCSR] {
+        // Parts that are not in the image are initialised.
+        for (word, value) in [FCW, MXCSR, XSTATE_BV] {
             xsave.region[word] = value;
         }
         // SAFETY: KVM reads the 4096 bytes of the structure, and more only where a process has asked for more state than
@@ -155,3 +156,7 @@ fn leave_nested_guest(vcpu: &VcpuFd) {
     }
     let _ = vcpu.set_nested_state(&outside);
 }
+
+#[cfg(test)]
+#[path = "state_test.rs"]
+mod tests;

@@ -52,6 +52,7 @@ fn end(words: words::Words, outcome: Outcome) -> ! {
     match words.get("end") {
         Some("hang") => cpu::halt(),
         Some("triple") => cpu::triple_fault(),
+        Some("panic") => cpu::out8(modes::power::PVPANIC, modes::power::PANICKED),
         // SLP_TYP 5 and SLP_EN in the sleep control register of hardware-reduced ACPI.
         Some("acpi") => cpu::out8(words.number("sleep_port", 0x600) as u16, 5 << 2 | 1 << 5),
         _ => reset(),

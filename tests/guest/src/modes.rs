@@ -11,6 +11,7 @@ mod echo;
 mod hello;
 mod idle;
 mod irq;
+pub mod power;
 mod random;
 mod reboot;
 mod rng;
@@ -37,6 +38,8 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "echo" => echo::run(),
         "idle" => idle::run(machine.words),
         "spin" => spin::run(machine.words),
+        "power" => power::run(machine.words),
+        "crash" => power::crash(machine.words),
         "reboot" => reboot::run(machine.words),
         "smp" => smp::run(machine.words),
         "touch" => touch::run(machine.words),
