@@ -434,6 +434,51 @@ fn the_reset_line_of_the_keyboard_controller_is_a_reset() {
     resets("reboot=k loglevel=5 loopvisor.script=reboot", &[], |_| ());
 }
 
+/// A real reboot in each way that a kernel has, and one from outside: each life finds the disk as the one before has left it.
+#[test]
+fn linux_reboots_by_the_keyboard_controller_a_triple_fault_the_acpi_register_and_qmp_and_finds_its_disk_each_time() {
+    let directory = Directory::new();
+    let drive = format!("id=one,file={},direct=off,iothread=a", directory.image("a.img", 8 << 20));
+    let options = ["-smp", "2", "-iothread", "id=a", "-drive", &drive];
+    let words = "loglevel=4 loopvisor.script=reboots";
+    let mut monitor = Monitor::start_that_reboots("vmlinuz", words, &options);
+    let mut qmp = monitor.qmp();
+    monitor.wait_for("loopvisor guest waits for a reset", 0);
+    qmp.run("system_reset");
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    let reset = |guest, reason: &str| ("RESET".to_string(), json!({ "guest": guest, "reason": reason }));
+    let by_the_guest = || reset(true, "guest-reset");
+    let by_qmp = reset(false, "host-qmp-system-reset");
+    let expected = [by_the_guest(), by_the_guest(), by_the_guest(), by_qmp, shutdown(true, "guest-shutdown")];
+    assert_eq!(qmp.finish(), expected);
+    let lives = monitor.lines("reboots: ");
+    assert_eq!(lives, [1, 2, 3, 4, 5].map(|life| format!("life {life} on 2 vCPUs")));
+    assert_no_trouble(&monitor);
+}
+
+#[test]
+fn the_power_button_switches_linux_off_in_order() {
+    let mut monitor = Monitor::start("vmlinuz", "loglevel=4 loopvisor.script=power", &["-smp", "2"]);
+    let mut qmp = monitor.qmp();
+    monitor.wait_for("loopvisor guest waits for the power button", 0);
+    qmp.run("system_powerdown");
+    assert_eq!(monitor.wait(), 0);
+    assert_eq!(qmp.finish(), [("POWERDOWN".to_string(), Value::Null), shutdown(true, "guest-shutdown")]);
+    assert!(monitor.console().contains("the power button was pressed"));
+}
+
+#[test]
+fn linux_tells_of_its_panic_which_is_the_end() {
+    let mut monitor = Monitor::start_that_reboots("vmlinuz", "loglevel=4 loopvisor.script=panic", &[]);
+    let qmp = monitor.qmp();
+    monitor.wait_for("loopvisor guest panics", 0);
+    assert_eq!(monitor.wait(), 0);
+    let panicked = ("GUEST_PANICKED".to_string(), json!({ "action": "poweroff" }));
+    assert_eq!(qmp.finish(), [panicked, shutdown(true, "guest-panic")]);
+    assert!(monitor.console().contains("Kernel panic - not syncing: sysrq triggered crash"));
+}
+
 /// Without ACPI this kernel finds one vCPU, the serial port, and nothing else: it was built without MP tables and
 /// without `virtio_mmio.device=`. The end is a panic, because an orderly restart was seen to wait for good there, with the
 /// vCPU in the kernel's idle loop.
