@@ -56,7 +56,9 @@ impl Rng {
         let mut limits = Limits::default();
         let mut most = MOST;
         if let Some(rate) = bytes_per_second {
-            most = (rate / ANSWERS_PER_SECOND).clamp(1, MOST);
+            // A power of two: Linux takes 64 bytes at a time, and some of its versions (Debian's 6.1) wait for ever when a
+            // part of an answer is left over.
+            most = 1 << (rate / ANSWERS_PER_SECOND).clamp(1, MOST).ilog2();
             limits.each[Quantity::Bps as usize] = Limit { rate: rate - 2 * most, ..Limit::default() };
         }
         Rng {
@@ -143,14 +145,11 @@ impl Device for Rng {
             return Verdict::Used(0);
         }
         if self.granted < wanted {
-            match self.bucket.ask(now_ns, &Request::new(Direction::Read, wanted - self.granted)) {
-                Ok(()) => self.granted = wanted,
-                Err(wait) if self.granted == 0 => return Verdict::Later(Direction::Read, wait),
-                // A short answer with what was let go before.
-                Err(_) => {}
+            if let Err(wait) = self.bucket.ask(now_ns, &Request::new(Direction::Read, wanted - self.granted)) {
+                return Verdict::Later(Direction::Read, wait);
             }
+            self.granted = wanted;
         }
-        let wanted = wanted.min(self.granted);
         self.budget = self.budget.saturating_sub(wanted);
         match self.fill(chain, wanted) {
             Some(Ok(bytes)) if bytes > 0 => {
