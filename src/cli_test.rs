@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::rng::{RngSource, RngSpec};
 use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, SerialSpec};
+use crate::config::vsock::VsockSpec;
 use crate::qos::{Limit, Limits, Quantity, Spelling};
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;
@@ -44,7 +45,7 @@ fn a_kernel_alone_makes_the_default_machine() {
 fn every_option_reaches_its_part_of_the_spec() {
     let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -serial stdio -api-channel unix:/a \
-                -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f \
+                -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
                 -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze -no-reboot";
     let expected = VmSpec {
         name: "vm1".into(),
@@ -68,6 +69,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         rng_sources: vec![RngSource { id: "r".into(), file: "f".into() }],
         chardevs: Vec::new(),
         consoles: Vec::new(),
+        vsocks: vec![VsockSpec { id: "v".into(), cid: 3, path: "/v".into() }],
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],
         log: LogSpec::File("log".into()),

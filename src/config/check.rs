@@ -16,7 +16,7 @@ impl VmSpec {
     ///
     /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
     /// id used twice, an iothread nobody made, a file written by two drives, a group of drives on several loops or
-    /// with different limits, a second balloon (rule D3.5) or source of random numbers, a console and a chardev that do not
+    /// with different limits, a second balloon (rule D3.5), source of random numbers or vsock, a console and a chardev that do not
     /// go together, one socket twice, a background monitor with a serial port on the terminal it has left.
     pub fn check(&self) -> Result<()> {
         self.check_iothreads()?;
@@ -24,12 +24,17 @@ impl VmSpec {
         self.check_balloon()?;
         self.check_rng()?;
         chardev::check(self)?;
+        if let Some(second) = self.vsocks.get(1) {
+            let id = &second.id;
+            return Err(Error::usage(format!("-device vsock,id={id}: one vsock too many; accepted: one")));
+        }
         self.check_slots()?;
         let mut sockets = HashSet::new();
+        sockets.extend(self.vsocks.iter().map(|vsock| &vsock.path));
         if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
             let path = path.display();
             return Err(Error::usage(format!(
-                "-qmp unix:{path}: -qmp or -api-channel has this socket already; accepted: another path"
+                "-qmp unix:{path}: -qmp, -api-channel or a vsock has this socket already; accepted: another path"
             )));
         }
         if let Some(chardev) = self.chardevs.iter().find(|chardev| !sockets.insert(&chardev.path)) {
@@ -128,7 +133,8 @@ impl VmSpec {
         let balloons = self.balloons.iter().map(|_| "-balloon".to_owned());
         let rngs = self.rngs.iter().map(|_| "-rng".to_owned());
         let consoles = self.consoles.iter().map(|console| format!("-device virtconsole,id={}", console.id));
-        drives.chain(balloons).chain(rngs).chain(consoles)
+        let vsocks = self.vsocks.iter().map(|vsock| format!("-device vsock,id={}", vsock.id));
+        drives.chain(balloons).chain(rngs).chain(consoles).chain(vsocks)
     }
 
     /// Rule D3.4: each device has an interrupt of its own.
@@ -187,6 +193,7 @@ fn check_group(drive: &DriveSpec, earlier: &[DriveSpec]) -> Result<()> {
 mod tests {
     use super::super::rng::{RngSource, RngSpec};
     use super::super::spec::{AutoSpec, BalloonSpec, IothreadSpec};
+    use super::super::vsock::VsockSpec;
     use super::*;
     use crate::qos::Limits;
 
@@ -359,6 +366,16 @@ mod tests {
         let spec = VmSpec { rngs: vec![RngSpec::default()], ..with_drives(drives) };
         let refused = refusal(&spec);
         assert!(refused.starts_with("-rng: ") && refused.contains("rule D3.4"), "{refused}");
+    }
+
+    #[test]
+    fn a_second_vsock_is_refused() {
+        let vsock = |id: &str| VsockSpec { id: id.into(), cid: 3, path: "/v".into() };
+        let spec = |ids: &[&str]| VmSpec { vsocks: ids.iter().map(|id| vsock(id)).collect(), ..VmSpec::new("vmlinux") };
+        spec(&["a"]).check().unwrap();
+        assert_eq!(refusal(&spec(&["a", "b"])), "-device vsock,id=b: one vsock too many; accepted: one");
+        let shared = VmSpec { qmp: vec!["/v".into()], ..spec(&["a"]) };
+        assert!(refusal(&shared).starts_with("-qmp unix:/v: "));
     }
 
     #[test]

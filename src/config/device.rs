@@ -4,11 +4,11 @@
 //! started.
 
 use super::spec::VmSpec;
-use super::{chardev, rng};
+use super::{chardev, rng, vsock};
 use crate::error::{Error, Result};
 
 /// The types there are, for who asks for another.
-const TYPES: [&str; 3] = ["virtconsole", "virtio-rng-device", "virtio-serial-device"];
+const TYPES: [&str; 4] = ["virtconsole", "virtio-rng-device", "virtio-serial-device", "vsock"];
 
 /// `-device TYPE[,KEY=VALUE,...]`, written into `spec`.
 ///
@@ -20,6 +20,7 @@ pub fn device(text: &str, spec: &mut VmSpec) -> Result<()> {
         "virtconsole" => chardev::virtconsole(text, spec)?,
         "virtio-serial-device" => chardev::virtio_serial(text)?,
         "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
+        "vsock" => spec.vsocks.push(vsock::device(text)?),
         _ => {
             let accepted = TYPES.join(", ");
             return Err(Error::usage(format!("-device {text}: no such type {kind:?}; accepted: {accepted}")));

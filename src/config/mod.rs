@@ -13,3 +13,4 @@ pub mod object;
 pub mod options;
 pub mod rng;
 pub mod spec;
+pub mod vsock;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::chardev::{ChardevSpec, ConsoleSpec};
 use super::rng::{RngSource, RngSpec};
+use super::vsock::VsockSpec;
 use crate::qos::Limits;
 
 /// The most iothreads a machine may have (rule D1.2).
@@ -69,6 +70,8 @@ pub struct VmSpec {
     pub chardevs: Vec<ChardevSpec>,
     /// The consoles, in the order given: `/dev/hvc0`, `/dev/hvc1`, ...
     pub consoles: Vec<ConsoleSpec>,
+    /// `-device vsock`, as often as it was given: once at most.
+    pub vsocks: Vec<VsockSpec>,
     /// `-serial`: what the first serial port is connected to.
     pub serial: SerialSpec,
     /// The management sockets: that of `-api-channel`, then those of `-qmp` in the order given.
@@ -105,6 +108,7 @@ impl VmSpec {
             rng_sources: Vec::new(),
             chardevs: Vec::new(),
             consoles: Vec::new(),
+            vsocks: Vec::new(),
             serial: SerialSpec::None,
             qmp: Vec::new(),
             log: LogSpec::Stderr,

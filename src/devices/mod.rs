@@ -9,3 +9,4 @@ pub mod power;
 pub mod pvpanic;
 pub mod rng;
 pub mod serial;
+pub mod vsock;

@@ -11,14 +11,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vm_memory::GuestMemoryBackend;
 
 use crate::error::Result;
 use crate::event::{Cx, Event, Interest, Key};
 use crate::memory::GuestRam;
 use crate::qos::{Bucket, Direction, Limit, Limits, Quantity, Request, Wait};
-use crate::sys::stream::{self, Pieces};
-use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict};
+use crate::sys::stream;
+use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict, pieces};
 
 const QUEUE_SIZE: u16 = 64;
 /// Bytes of one answer at most.
@@ -77,19 +76,7 @@ impl Rng {
 
     /// Fills up to `most` bytes of the chain's buffers. None if the first of them lies outside memory.
     fn fill(&self, chain: &Chain, most: u64) -> Option<io::Result<usize>> {
-        let mut left = most;
-        let mut pieces = Pieces::default();
-        for buffer in chain.writable().iter().filter(|buffer| buffer.len > 0) {
-            let len = left.min(buffer.len.into());
-            let slice = GuestMemoryBackend::get_slice(&*self.ram, buffer.address, len as usize);
-            if !slice.is_ok_and(|slice| pieces.push(&slice)) {
-                break;
-            }
-            left -= len;
-            if left == 0 {
-                break;
-            }
-        }
+        let pieces = pieces(&self.ram, chain.writable(), 0, most);
         (pieces.bytes() > 0).then(|| stream::read(self.source.as_fd(), &pieces))
     }
 }

@@ -101,6 +101,9 @@ impl Machine {
             consoles.push(part);
             board.plug(Box::new(device), None, main)?;
         }
+        if let Some(asked) = spec.vsocks.first() {
+            board.plug(Box::new(parts::vsock::vsock(asked, &ram)?), None, main)?;
+        }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
         let vcpus = prepare_vcpus(spec, &vm, &board)?;

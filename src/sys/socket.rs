@@ -99,19 +99,8 @@ fn remove_dead(path: &Path) -> Result<()> {
 /// Binds and listens. The file is given the mode of the socket, which is set before; the mode mask of the process, which
 /// other threads share, stays as it is.
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    let bytes = path.as_os_str().as_bytes();
-    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
-    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::from(ErrorKind::InvalidInput));
-    }
-    for (to, &from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: no memory is involved.
-    let fd = checked(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
-    // SAFETY: a new descriptor that is nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = address(path)?;
+    let socket = stream_socket()?;
     // SAFETY: no memory is involved.
     checked(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) })?;
     let len = size_of_val(&address) as libc::socklen_t;
@@ -120,6 +109,41 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     // SAFETY: no memory is involved.
     checked(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
     Ok(UnixListener::from(socket))
+}
+
+/// Connects to who listens at a path, without waiting for them to have room for us.
+///
+/// # Errors
+/// What connect(2) says: `WouldBlock` if as many as may wait for them already do, `ConnectionRefused` if nobody listens.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = address(path)?;
+    let socket = stream_socket()?;
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: as in `listen`.
+    checked(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
+    Ok(UnixStream::from(socket))
+}
+
+/// A path as the kernel takes it.
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    let bytes = path.as_os_str().as_bytes();
+    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; 108] };
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::from(ErrorKind::InvalidInput));
+    }
+    for (to, &from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    Ok(address)
+}
+
+/// A socket that does not block and is not our children's.
+fn stream_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no memory is involved.
+    let fd = checked(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: a new descriptor that is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn checked(result: i32) -> io::Result<i32> {

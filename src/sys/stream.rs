@@ -57,6 +57,17 @@ pub fn read(fd: BorrowedFd<'_>, into: &Pieces<'_>) -> io::Result<usize> {
     })
 }
 
+/// Writes to a socket that does not block. The number of bytes, which may be less than all.
+///
+/// # Errors
+/// What writev(2) says; `WouldBlock` if there is no room, `BrokenPipe` if nobody reads any more.
+pub fn write(fd: BorrowedFd<'_>, from: &Pieces<'_>) -> io::Result<usize> {
+    retry(|| {
+        // SAFETY: as in `read`; the kernel only reads them.
+        unsafe { libc::writev(fd.as_raw_fd(), from.ranges.as_ptr(), from.count as libc::c_int) }
+    })
+}
+
 /// Calls until no signal comes between.
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {

@@ -15,6 +15,18 @@ pub fn file_size_limit_is_an_error() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Lets the process open so many descriptors more than it was allowed at its start, as far as its hard limit goes: the
+/// usual soft limit is 1024.
+pub fn allow_descriptors(more: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one struct rlimit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_cur.saturating_add(more).min(limit.rlim_max);
+        // SAFETY: the kernel reads one.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
 unsafe extern "C" {
     /// Where the program's first mapping begins, and where its code ends: names of the linker's, whose addresses are their
     /// values.

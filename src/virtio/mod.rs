@@ -12,6 +12,7 @@ mod front;
 mod interrupt;
 mod mmio;
 mod page;
+mod pieces;
 mod ring;
 mod worker;
 
@@ -21,6 +22,7 @@ pub use fault::{Fault, FaultLog};
 pub use front::{Front, KickMaker};
 pub use interrupt::Interrupt;
 pub use page::Page;
+pub use pieces::{pieces, scatter};
 pub use ring::{Buffer, Chain, Ring, RingSetup, gather};
 pub use worker::{DEVICE_TAG, Worker};
 

@@ -24,3 +24,4 @@ mod pause;
 mod qmp;
 mod qmp_hostile;
 mod rng;
+mod vsock;

@@ -6,3 +6,4 @@ pub mod balloon;
 pub mod console;
 pub mod drive;
 pub mod rng;
+pub mod vsock;

@@ -18,6 +18,7 @@ mod rng;
 mod smp;
 mod spin;
 mod touch;
+mod vsock;
 
 use crate::start::Machine;
 use crate::text::Outcome;
@@ -42,6 +43,7 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "crash" => power::crash(machine.words),
         "reboot" => reboot::run(machine.words),
         "smp" => smp::run(machine.words),
+        "vsock" => vsock::run(machine.words),
         "touch" => touch::run(machine.words),
         _ => fail!("no mode {mode}"),
     }

@@ -1,6 +1,8 @@
-//! Small virtio drivers: the registers of virtio-mmio version 2, one split ring, a block device, a pool of requests.
+//! Small virtio drivers: the registers of virtio-mmio version 2, one split ring, a block device, a pool of requests,
+//! a vsock.
 
 pub mod blk;
 pub mod mmio;
 pub mod pool;
 pub mod ring;
+pub mod vsock;
