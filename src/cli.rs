@@ -11,7 +11,7 @@ use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use crate::config::keyvalue::near;
 use crate::config::spec::{LogSpec, VmSpec};
-use crate::config::{chardev, device, object, options, rng};
+use crate::config::{chardev, device, net, object, options, rng};
 use crate::error::{Error, Result};
 
 /// What the command line asks for.
@@ -59,7 +59,15 @@ struct Options {
                     [,aio=io_uring|threads|native][,format=raw][,if=none][,iops=N][,throttling.KEY=VALUE]"
     )]
     drive: Vec<String>,
-    /// a thread with an event loop that serves drives; repeatable, at most 8
+    /// a NIC on a tap, the first is eth0; no limits unless given; with -netdev tap,id=NAME,ifname=TAP its other keys stand at
+    /// -device virtio-net-device,netdev=NAME; repeatable
+    #[argh(
+        option,
+        arg_name = "id=NAME,netdev=TAP[,mac=MAC][,iothread=NAME][,fds=N[:N...]][,queues=N][,queue-size=N][,vhost=off]\
+                    [,throttling.KEY=VALUE]"
+    )]
+    netdev: Vec<String>,
+    /// a thread with an event loop that serves drives and NICs; repeatable, at most 8
     #[argh(option, arg_name = "id=NAME")]
     iothread: Vec<String>,
     /// a device by its type; repeatable
@@ -169,6 +177,9 @@ fn spec(given: &Options) -> Result<VmSpec> {
     }
     for text in &given.chardev {
         chardev::chardev(text, &mut spec)?;
+    }
+    for text in &given.netdev {
+        net::netdev(text, &mut spec)?;
     }
     for text in &given.device {
         device::device(text, &mut spec)?;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::net::{NicSpec, TapSpec};
 use crate::config::rng::{RngSource, RngSpec};
 use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, SerialSpec};
 use crate::config::vsock::VsockSpec;
@@ -41,11 +42,17 @@ fn a_kernel_alone_makes_the_default_machine() {
     assert!(refusal("-smp 2").starts_with("-kernel is missing"));
 }
 
+fn nic(id: &str, tap: &str) -> NicSpec {
+    let tap = TapSpec { name: Some(tap.into()), fds: vec![], queue_pairs: 1, limits: Limits::default() };
+    NicSpec { id: id.into(), tap, mac: None, iothread: None, queue_size: 256 }
+}
+
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
     let line = "-name vm1 -machine microvm,dump-guest-core=off -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
-                -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -serial stdio -api-channel unix:/a \
                 -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
+                -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -netdev id=n0,netdev=t0 -netdev tap,id=x,ifname=t1 \
+                -device virtio-net-device,netdev=x,id=n1 -serial stdio -api-channel unix:/a \
                 -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze -no-reboot";
     let expected = VmSpec {
         name: "vm1".into(),
@@ -63,6 +70,8 @@ fn every_option_reaches_its_part_of_the_spec() {
             group: Some("g".into()),
             ..DriveSpec::new("vda", "f")
         }],
+        nics: vec![nic("n0", "t0"), nic("n1", "t1")],
+        netdevs: vec![],
         iothreads: vec![IothreadSpec { id: "io1".into() }],
         balloons: vec![BalloonSpec { deflate_on_oom: true, ..BalloonSpec::default() }],
         rngs: vec![RngSpec { source: "/dev/hwrng".into(), bytes_per_second: Some(1000), ..RngSpec::default() }],

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use super::chardev;
+use super::net::NetdevSpec;
 use super::spec::{Access, DriveSpec, MAX_IOTHREADS, MAX_VIRTIO_DEVICES, SerialSpec, VmSpec};
 use crate::error::{Error, Result};
 
@@ -15,12 +16,14 @@ impl VmSpec {
     /// # Errors
     ///
     /// A mistake of the user's (`Kind::Usage`): a ninth iothread (rule D1.2), a twelfth virtio device (rule D3.4), an
-    /// id used twice, an iothread nobody made, a file written by two drives, a group of drives on several loops or
-    /// with different limits, a second balloon (rule D3.5), source of random numbers or vsock, a console and a chardev that do not
-    /// go together, one socket twice, a background monitor with a serial port on the terminal it has left.
+    /// id or a tap used twice, a netdev without its device, an iothread nobody made, a file written by two drives, a group
+    /// of drives on several loops or with different limits, a second balloon (rule D3.5), source of random numbers or vsock, a
+    /// console and a chardev that do not go together, one socket twice, a background monitor with a serial port on the terminal it
+    /// has left.
     pub fn check(&self) -> Result<()> {
         self.check_iothreads()?;
         self.check_drives()?;
+        self.check_nics()?;
         self.check_balloon()?;
         self.check_rng()?;
         chardev::check(self)?;
@@ -95,6 +98,39 @@ impl VmSpec {
         Ok(())
     }
 
+    fn check_nics(&self) -> Result<()> {
+        for (place, nic) in self.nics.iter().enumerate() {
+            let (id, earlier) = (&nic.id, &self.nics[..place]);
+            let taken = if self.drives.iter().any(|drive| drive.id == *id) { Some("a drive") } else { None };
+            if let Some(who) = taken.or(earlier.iter().any(|other| other.id == *id).then_some("another NIC")) {
+                return Err(Error::usage(format!("-netdev id={id}: {who} has this id; accepted: an id of its own")));
+            }
+            let shared = earlier.iter().find(|other| nic.tap.name.is_some() && other.tap.name == nic.tap.name);
+            if let (Some(other), Some(tap)) = (shared, &nic.tap.name) {
+                return Err(Error::usage(format!(
+                    "-netdev id={id},netdev={tap}: NIC {:?} has this tap; accepted: a tap of its own, or queues=N there",
+                    other.id
+                )));
+            }
+            if let Some((other, fd)) = earlier.iter().find_map(|other| {
+                let fd = nic.tap.fds.iter().find(|fd| other.tap.fds.contains(fd))?;
+                Some((other, fd))
+            }) {
+                return Err(Error::usage(format!(
+                    "-netdev id={id},fds={fd}: NIC {:?} has this descriptor; accepted: one of its own",
+                    other.id
+                )));
+            }
+            self.check_iothread_of(&format!("-netdev id={id}"), nic.iothread.as_deref())?;
+        }
+        match self.netdevs.first() {
+            None => Ok(()),
+            Some(NetdevSpec { id, .. }) => Err(Error::usage(format!(
+                "-netdev tap,id={id}: no device uses it; accepted: with -device virtio-net-device,netdev={id}"
+            ))),
+        }
+    }
+
     fn check_balloon(&self) -> Result<()> {
         let Some(balloon) = self.balloons.first() else { return Ok(()) };
         if self.balloons.len() > 1 {
@@ -130,11 +166,12 @@ impl VmSpec {
     /// Every virtio device as it is written on the command line, in the order in which they are plugged in.
     fn virtio_devices(&self) -> impl Iterator<Item = String> {
         let drives = self.drives.iter().map(|drive| format!("-drive id={}", drive.id));
+        let nics = self.nics.iter().map(|nic| format!("-netdev id={}", nic.id));
         let balloons = self.balloons.iter().map(|_| "-balloon".to_owned());
         let rngs = self.rngs.iter().map(|_| "-rng".to_owned());
         let consoles = self.consoles.iter().map(|console| format!("-device virtconsole,id={}", console.id));
         let vsocks = self.vsocks.iter().map(|vsock| format!("-device vsock,id={}", vsock.id));
-        drives.chain(balloons).chain(rngs).chain(consoles).chain(vsocks)
+        drives.chain(nics).chain(balloons).chain(rngs).chain(consoles).chain(vsocks)
     }
 
     /// Rule D3.4: each device has an interrupt of its own.
@@ -191,6 +228,7 @@ fn check_group(drive: &DriveSpec, earlier: &[DriveSpec]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::net::{NicSpec, TapSpec};
     use super::super::rng::{RngSource, RngSpec};
     use super::super::spec::{AutoSpec, BalloonSpec, IothreadSpec};
     use super::super::vsock::VsockSpec;
@@ -340,6 +378,63 @@ mod tests {
         spec(10).check().unwrap();
         let refused = refusal(&spec(11));
         assert!(refused.starts_with("-balloon: ") && refused.contains("rule D3.4"), "{refused}");
+    }
+
+    fn nic(id: &str, tap: &str) -> NicSpec {
+        let tap = TapSpec { name: Some(tap.into()), fds: vec![], queue_pairs: 1, limits: Limits::default() };
+        NicSpec { id: id.into(), tap, mac: None, iothread: None, queue_size: 256 }
+    }
+
+    fn with_nics(nics: impl IntoIterator<Item = NicSpec>) -> VmSpec {
+        VmSpec { nics: nics.into_iter().collect(), ..VmSpec::new("vmlinux") }
+    }
+
+    #[test]
+    fn ids_are_unique_among_nics_and_drives_and_a_tap_has_one_nic() {
+        with_nics([nic("a", "t0"), nic("b", "t1")]).check().unwrap();
+        let told = refusal(&with_nics([nic("a", "t0"), nic("a", "t1")]));
+        assert_eq!(told, "-netdev id=a: another NIC has this id; accepted: an id of its own");
+        let drives = vec![DriveSpec::new("a", "f")];
+        let told = refusal(&VmSpec { drives, ..with_nics([nic("a", "t0")]) });
+        assert_eq!(told, "-netdev id=a: a drive has this id; accepted: an id of its own");
+        let told = refusal(&with_nics([nic("a", "t0"), nic("b", "t0")]));
+        assert!(told.starts_with("-netdev id=b,netdev=t0: NIC \"a\" has this tap; accepted: "), "{told}");
+        let with_fd = |id: &str| {
+            let mut nic = nic(id, id);
+            (nic.tap.name, nic.tap.fds) = (None, vec![7]);
+            nic
+        };
+        let told = refusal(&with_nics([with_fd("a"), with_fd("b")]));
+        assert!(told.starts_with("-netdev id=b,fds=7: NIC \"a\" has this descriptor"), "{told}");
+    }
+
+    #[test]
+    fn rules_d1_6_and_d1_8_a_nic_names_an_iothread_that_is_there_and_shares_it_with_a_drive() {
+        let on = |io: &str| NicSpec { iothread: Some(io.into()), ..nic("n", "t0") };
+        let drives = vec![DriveSpec { iothread: Some("io".into()), ..DriveSpec::new("a", "a") }];
+        let spec = |io| VmSpec { nics: vec![on(io)], drives: drives.clone(), ..with_iothreads(["io".into()]) };
+        spec("io").check().unwrap();
+        assert_eq!(refusal(&spec("io9")), "-netdev id=n,iothread=io9: no such iothread; accepted: io");
+    }
+
+    #[test]
+    fn rule_d3_4_nics_count_among_the_eleven_devices() {
+        let nics = |count| (0..count).map(|n| nic(&format!("n{n}"), &format!("t{n}"))).collect();
+        let drives: Vec<_> = (0..9).map(|n| DriveSpec::new(format!("d{n}"), format!("{n}.img"))).collect();
+        let spec = |count| VmSpec { nics: nics(count), drives: drives.clone(), ..VmSpec::new("vmlinux") };
+        spec(2).check().unwrap();
+        let refused = refusal(&spec(3));
+        assert!(refused.starts_with("-netdev id=n2: ") && refused.contains("rule D3.4"), "{refused}");
+    }
+
+    #[test]
+    fn a_netdev_that_no_device_uses_is_refused() {
+        let tap = nic("a", "t0").tap;
+        let spec = VmSpec { netdevs: vec![NetdevSpec { id: "a".into(), tap }], ..VmSpec::new("vmlinux") };
+        assert_eq!(
+            refusal(&spec),
+            "-netdev tap,id=a: no device uses it; accepted: with -device virtio-net-device,netdev=a"
+        );
     }
 
     #[test]

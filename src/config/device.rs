@@ -4,11 +4,11 @@
 //! started.
 
 use super::spec::VmSpec;
-use super::{chardev, rng, vsock};
+use super::{chardev, net, rng, vsock};
 use crate::error::{Error, Result};
 
 /// The types there are, for who asks for another.
-const TYPES: [&str; 4] = ["virtconsole", "virtio-rng-device", "virtio-serial-device", "vsock"];
+const TYPES: [&str; 5] = ["virtconsole", "virtio-net-device", "virtio-rng-device", "virtio-serial-device", "vsock"];
 
 /// `-device TYPE[,KEY=VALUE,...]`, written into `spec`.
 ///
@@ -18,6 +18,7 @@ pub fn device(text: &str, spec: &mut VmSpec) -> Result<()> {
     let kind = text.split(',').next().unwrap_or_default();
     match kind.trim_start_matches("driver=") {
         "virtconsole" => chardev::virtconsole(text, spec)?,
+        "virtio-net-device" => net::device(text, spec)?,
         "virtio-serial-device" => chardev::virtio_serial(text)?,
         "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
         "vsock" => spec.vsocks.push(vsock::device(text)?),

@@ -136,7 +136,7 @@ pub fn drive(text: &str) -> Result<DriveSpec> {
     // Both say what is so anyway; later versions of the original write them.
     pairs.get("format", "raw", |format| (format == "raw").then_some(()))?;
     pairs.get("if", "none", |interface| (interface == "none").then_some(()))?;
-    drive.limits = limits(&pairs)?;
+    drive.limits = limits(&pairs, THROTTLING, requests(&pairs, "iops")?)?;
     drive.group = pairs.get("throttling.group", "NAME (1 to 255 characters)", short_text)?;
     Ok(drive)
 }
@@ -148,34 +148,38 @@ const DRIVE_KEYS: [&str; 10] =
 const THROTTLING: Spelling = Spelling::CommandLine;
 
 fn throttling_keys() -> Vec<String> {
-    let rates = |of| [THROTTLING.rate(of), THROTTLING.max(of), THROTTLING.max_length(of)];
     let others = [THROTTLING.iops_size().to_owned(), "throttling.group".to_owned()];
-    Quantity::ALL.into_iter().flat_map(rates).chain(others).collect()
+    limit_keys(THROTTLING).into_iter().chain(others).collect()
 }
 
-/// The limits of a drive: `iops=N` (rule D2.6) and `throttling.*`.
-fn limits(pairs: &KeyValues<'_>) -> Result<Limits> {
-    let short = requests(pairs, "iops")?;
+/// The keys of the limits that every device has that can be limited.
+pub(super) fn limit_keys(spelling: Spelling) -> Vec<String> {
+    let rates = |of| [spelling.rate(of), spelling.max(of), spelling.max_length(of)];
+    Quantity::ALL.into_iter().flat_map(rates).collect()
+}
+
+/// The limits of a device: `throttling.*`, and the `iops=N` of a drive (rule D2.6) if it was given.
+pub(super) fn limits(pairs: &KeyValues<'_>, spelling: Spelling, short: Option<u64>) -> Result<Limits> {
     let mut limits = Limits::default();
     for (quantity, limit) in Quantity::ALL.into_iter().zip(&mut limits.each) {
-        let rate = THROTTLING.rate(quantity);
+        let rate = spelling.rate(quantity);
         let amount = if quantity.is_bytes() { bytes } else { requests };
         let short = short.filter(|_| quantity == Quantity::Iops);
         let long = amount(pairs, &rate)?;
         if short.is_some() && long.is_some() {
             return Err(pairs.mistake(format!("\"iops\" and {rate:?} are one limit; accepted: one of the two")));
         }
-        let max = amount(pairs, &THROTTLING.max(quantity))?.unwrap_or(0);
+        let max = amount(pairs, &spelling.max(quantity))?.unwrap_or(0);
         let accepted = format!("a number of seconds from 1 to {MAX_BURST_SECONDS}");
-        let max_length = pairs.get(&THROTTLING.max_length(quantity), &accepted, |seconds| {
+        let max_length = pairs.get(&spelling.max_length(quantity), &accepted, |seconds| {
             decimal(seconds).filter(|seconds| (1..=MAX_BURST_SECONDS).contains(seconds))
         })?;
         // A burst lasts a second if nothing is said; saying so makes no other limits of them.
         let max_length = max_length.or((max > 0).then_some(1));
         *limit = Limit { rate: short.or(long).unwrap_or(0), max, max_length };
     }
-    limits.iops_size = bytes(pairs, THROTTLING.iops_size())?.unwrap_or(0);
-    limits.check(THROTTLING).map_err(|refusal| pairs.mistake(refusal))?;
+    limits.iops_size = bytes(pairs, spelling.iops_size())?.unwrap_or(0);
+    limits.check(spelling).map_err(|refusal| pairs.mistake(refusal))?;
     Ok(limits)
 }
 

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::chardev::{ChardevSpec, ConsoleSpec};
+use super::net::{NetdevSpec, NicSpec};
 use super::rng::{RngSource, RngSpec};
 use super::vsock::VsockSpec;
 use crate::qos::Limits;
@@ -58,6 +59,10 @@ pub struct VmSpec {
     pub append: String,
     /// `-drive`, in the order given: `/dev/vda`, `/dev/vdb`, ...
     pub drives: Vec<DriveSpec>,
+    /// The NICs, in the order given: `eth0`, `eth1`, ...
+    pub nics: Vec<NicSpec>,
+    /// `-netdev tap`s that no `-device` has taken.
+    pub netdevs: Vec<NetdevSpec>,
     /// `-iothread`, in the order given.
     pub iothreads: Vec<IothreadSpec>,
     /// `-balloon`, as often as it was given: once at most (rule D3.5).
@@ -102,6 +107,8 @@ impl VmSpec {
             initrd: None,
             append: String::new(),
             drives: Vec::new(),
+            nics: Vec::new(),
+            netdevs: Vec::new(),
             iothreads: Vec::new(),
             balloons: Vec::new(),
             rngs: Vec::new(),

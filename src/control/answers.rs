@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::net;
 use crate::config::spec::{Access, Cache, MAX_CPUS};
 use crate::devices::block::Kind;
 use crate::error::{Context, Result};
@@ -41,6 +42,7 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         Command::QueryBlockstats => {
             value(inventory.drives.iter().map(|drive| blockstats(drive, now_ns)).collect::<Vec<_>>())
         }
+        Command::QueryNetstats => value(inventory.nics.iter().map(net::stats).collect::<Vec<_>>()),
         Command::QueryMachines => value([MachineInfo {
             name: "microvm".into(),
             is_default: Some(true),
@@ -56,6 +58,8 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         | Command::SystemReset
         | Command::Quit
         | Command::BlockSetIoThrottle(_)
+        | Command::NetdevSetThrottle(_)
+        | Command::SetLink(_)
         | Command::Balloon(_)
         | Command::QueryBalloon
         | Command::QueryBalloonDetail

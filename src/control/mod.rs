@@ -9,6 +9,7 @@ mod console;
 mod dump;
 mod listener;
 mod memory;
+mod net;
 mod pressure;
 mod reset;
 mod run;

@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::reset::Reset;
 use super::session::ToSession;
 use super::state::{Change, State, Then};
-use super::{answers, dump, throttle};
+use super::{answers, dump, net, throttle};
 use crate::config::spec::VmSpec;
 use crate::devices::balloon::BalloonNews;
 use crate::devices::block::{IoFailure, Kind};
@@ -177,6 +177,8 @@ impl Control {
                 self.finish(ShutdownCause::HostQmpQuit, End::Wanted);
             }
             Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.drives, done),
+            Command::NetdevSetThrottle(asked) => net::set_throttle(&asked, &mut self.inventory.nics, done),
+            Command::SetLink(asked) => net::set_link(&asked, &mut self.inventory.nics, done),
             Command::Balloon(_)
             | Command::QueryBalloon
             | Command::QueryBalloonDetail

@@ -54,20 +54,19 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
             "Parameter 'group' cannot be changed while the machine runs; accepted: the drive's group, which is {now}"
         )));
     }
-    let limits = merge(asked, &drive.limits);
+    let limits = merge(|name| asked.number(name), Spelling::Qmp, &drive.limits);
     limits.check(Spelling::Qmp).map_err(|refusal| Error::usage(format!("Parameter {refusal}")))?;
     Ok((place, limits))
 }
 
-/// `limits` with what is asked.
-fn merge(asked: &BlockIOThrottle, limits: &Limits) -> Limits {
-    const WORDS: Spelling = Spelling::Qmp;
+/// `limits` with what is asked: `number` has the argument of that name.
+pub(super) fn merge(number: impl Fn(&str) -> Option<u64>, words: Spelling, limits: &Limits) -> Limits {
     let mut merged = *limits;
-    let mut iops_size = asked.number(WORDS.iops_size());
+    let mut iops_size = number(words.iops_size());
     for (quantity, limit) in Quantity::ALL.into_iter().zip(&mut merged.each) {
-        let rate = asked.number(&WORDS.rate(quantity));
-        let max = asked.number(&WORDS.max(quantity));
-        let max_length = asked.number(&WORDS.max_length(quantity));
+        let rate = number(&words.rate(quantity));
+        let max = number(&words.max(quantity));
+        let max_length = number(&words.max_length(quantity));
         if rate.is_some() || max.is_some() || max_length.is_some() {
             // A burst alone is one over the limit that there is.
             *limit = Limit { rate: rate.unwrap_or(limit.rate), max: max.unwrap_or(0), max_length };

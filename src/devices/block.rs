@@ -20,12 +20,12 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use crate::devices::counters::add;
 use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
 use crate::event::{Cx, Event, Receiver, Sender, channel};
 use crate::memory::GuestRam;
 use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict, gather};
-use counters::add;
 use throttle::{MALFORMED, cost};
 
 pub use counters::{BlockCounters, Kind};

@@ -66,12 +66,14 @@ impl Machine {
         let sockets =
             spec.consoles.iter().map(|console| parts::console::listen(console, spec)).collect::<Result<Vec<_>>>()?;
         let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
+        let devices = spec.nics.iter().map(|nic| parts::nic::net(nic, &ram)).collect::<Result<Vec<_>>>()?;
         let vm = Arc::new(Vm::new(ram.clone())?);
         let iothreads = spec
             .iothreads
             .iter()
             .map(|iothread| LoopThread::start(&iothread.id, tune::short_slice))
             .collect::<Result<Vec<_>>>()?;
+        let home = |id: Option<&str>| iothreads.iter().find(|thread| Some(thread.id()) == id).map(LoopThread::remote);
         let mut board = Board::new(vm.clone());
         let mut drives = Vec::with_capacity(disks.len());
         let mut groups = HashMap::new();
@@ -82,8 +84,12 @@ impl Machine {
             let block = parts::drive::block(drive, disk, throttle, &ram, &notices);
             let (counters, orders) = (block.counters(), block.orders());
             drives.push(Drive { spec: drive.clone(), size_bytes, counters, limits, orders });
-            let home = drive.iothread.as_ref().and_then(|id| iothreads.iter().find(|thread| thread.id() == id));
-            board.plug(Box::new(block), home.map(LoopThread::remote), main)?;
+            board.plug(Box::new(block), home(drive.iothread.as_deref()), main)?;
+        }
+        let mut nics = Vec::with_capacity(spec.nics.len());
+        for (asked, (net, nic)) in spec.nics.iter().zip(devices) {
+            nics.push(nic);
+            board.plug(Box::new(net), home(asked.iothread.as_deref()), main)?;
         }
         let mut balloon = None;
         if let Some(asked) = spec.balloons.first() {
@@ -117,6 +123,7 @@ impl Machine {
             hardware: Hardware::new(buses.clone(), vm, power_button.eventfd()?),
             drives,
             consoles,
+            nics,
             iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
             main: main.remote(),
         };

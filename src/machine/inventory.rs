@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::hardware::Hardware;
+use crate::config::net::{Mac, NicSpec};
 use crate::config::spec::{BalloonSpec, DriveSpec};
 use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
 use crate::devices::chardev::ChardevState;
 use crate::devices::console;
+use crate::devices::net::{self, NetCounters};
 use crate::devices::pvpanic::GuestPanic;
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
@@ -48,6 +50,8 @@ pub struct Inventory {
     pub drives: Vec<Drive>,
     /// In the order of the command line.
     pub consoles: Vec<Console>,
+    /// In the order of the command line.
+    pub nics: Vec<Nic>,
     /// Id and loop of each iothread, in the order of the command line.
     pub iothreads: Vec<(String, Remote)>,
     /// The main loop.
@@ -94,4 +98,20 @@ pub struct Drive {
     pub limits: Limits,
     /// The way to give it others.
     pub orders: Sender<SetLimits>,
+}
+
+/// A NIC as the control plane knows it.
+pub struct Nic {
+    /// What its user asked for.
+    pub spec: NicSpec,
+    /// The name of its tap.
+    pub tap: Option<String>,
+    /// Its address.
+    pub mac: Mac,
+    /// What limits it now.
+    pub limits: Limits,
+    /// What it has done.
+    pub counters: Arc<NetCounters>,
+    /// The way to tell it what is wanted.
+    pub orders: Sender<net::Order>,
 }

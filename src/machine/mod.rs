@@ -16,4 +16,4 @@ mod testing;
 
 pub use builder::{Machine, Threads};
 pub use hardware::Hardware;
-pub use inventory::{Balloon, Console, Drive, Inventory, Notice};
+pub use inventory::{Balloon, Console, Drive, Inventory, Nic, Notice};

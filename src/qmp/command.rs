@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::qmp::balloon::{BalloonArguments, BalloonDetail, BalloonInfo, BalloonStats, BalloonStatsInterval};
 use crate::qmp::block::{BlockIOThrottle, BlockInfo, BlockStats};
 use crate::qmp::introspect::SchemaInfo;
+use crate::qmp::net::{NetdevStats, NetdevThrottle, SetLink};
 use crate::qmp::reply::{
     CommandInfo, CpuInfo, CpuInfoFast, EventInfo, IOThreadInfo, KvmInfo, MachineInfo, NameInfo, StatusInfo, VersionInfo,
 };
@@ -125,6 +126,12 @@ commands! {
         "query-blockstats" => QueryBlockstats -> Vec<BlockStats>,
         /// Limit a disk, or what its group shares.
         "block_set_io_throttle" => BlockSetIoThrottle(BlockIOThrottle) -> Empty,
+        /// The NICs, and what they did.
+        "query-netstats" => QueryNetstats -> Vec<NetdevStats>,
+        /// Limit a NIC.
+        "netdev_set_throttle" => NetdevSetThrottle(NetdevThrottle) -> Empty,
+        /// Plug a NIC's cable in, or pull it.
+        "set_link" => SetLink(SetLink) -> Empty,
         /// How much memory the guest shall have.
         "balloon" => Balloon(BalloonArguments) -> Empty,
         /// How much memory the guest has.

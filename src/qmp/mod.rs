@@ -11,6 +11,7 @@ pub mod block;
 pub mod command;
 pub mod event;
 pub mod introspect;
+pub mod net;
 pub mod reply;
 pub mod request;
 pub mod response;

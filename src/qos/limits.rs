@@ -96,6 +96,10 @@ pub enum Spelling {
     CommandLine,
     /// `iops_max_length`
     Qmp,
+    /// `throttling.pps-total-max-length`: a NIC's requests are packets.
+    NicCommandLine,
+    /// `pps_max_length`
+    NicQmp,
 }
 
 impl Spelling {
@@ -105,6 +109,8 @@ impl Spelling {
         match self {
             Spelling::CommandLine => format!("throttling.{option}"),
             Spelling::Qmp => argument.to_owned(),
+            Spelling::NicCommandLine => format!("throttling.{}", option.replace("iops", "pps")),
+            Spelling::NicQmp => argument.replace("iops", "pps"),
         }
     }
 
@@ -118,15 +124,15 @@ impl Spelling {
         self.rate(quantity) + self.pick(["-max-length", "_max_length"])
     }
 
-    /// The name of [`Limits::iops_size`].
+    /// The name of [`Limits::iops_size`], which only a drive has.
     pub fn iops_size(self) -> &'static str {
         self.pick(["throttling.iops-size", "iops_size"])
     }
 
     fn pick(self, [option, argument]: [&'static str; 2]) -> &'static str {
         match self {
-            Spelling::CommandLine => option,
-            Spelling::Qmp => argument,
+            Spelling::CommandLine | Spelling::NicCommandLine => option,
+            Spelling::Qmp | Spelling::NicQmp => argument,
         }
     }
 }

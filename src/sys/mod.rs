@@ -6,11 +6,13 @@
 pub mod clock;
 pub mod daemon;
 pub mod io;
+pub mod pieces;
 pub mod poll;
 pub mod signalfd;
 pub mod socket;
 pub mod stdio;
 pub mod stream;
+pub mod tap;
 pub mod terminal;
 mod thread;
 pub mod timerfd;

@@ -63,6 +63,11 @@ pub trait Device: Send + 'static {
     /// into the configuration space.
     fn begin(&mut self, _features: u64, _page: &Page, _now_ns: u64) {}
 
+    /// Whether it may work from now on: a driver has it and has broken no rule, and the machine is not stopped. Called at
+    /// every change, after [`Device::begin`]. A device that takes in what comes from outside by itself leaves it there
+    /// meanwhile, and touches no guest memory.
+    fn set_running(&mut self, _running: bool, _cx: &mut Cx<'_>) {}
+
     /// The driver is gone, and with it all chains that were not given back.
     fn reset(&mut self) {}
 
@@ -121,6 +126,19 @@ impl<'a> Completions<'a> {
         if let Err(fault) = ring.map_or(Err(Fault::HeadRange(head)), |ring| ring.give_back(head, len)) {
             self.fault = Some(fault);
         }
+    }
+
+    /// Gives several chains back in this order, so that the driver sees all of them at once.
+    pub fn give_back_together(&mut self, queue: usize, chains: &[(u16, u32)]) {
+        let ring = self.rings.get_mut(queue).and_then(Option::as_mut);
+        if let Err(fault) = ring.map_or(Err(Fault::HeadRange(0)), |ring| ring.give_back_together(chains)) {
+            self.fault = Some(fault);
+        }
+    }
+
+    /// Whether the queue has chains that will be handed over without anything that the driver does.
+    pub fn has_more(&self, queue: usize) -> bool {
+        self.rings.get(queue).and_then(Option::as_ref).is_some_and(Ring::goes_on)
     }
 
     /// Whether the configuration has changed, or what went wrong.

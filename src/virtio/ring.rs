@@ -9,7 +9,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
+use std::sync::atomic::fence;
 
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -150,8 +151,10 @@ pub struct Ring {
     ram: Arc<GuestRam>,
     in_flight: Box<[bool]>,
     flying: usize,
-    /// Something was given back since the driver was last thought of.
-    news: bool,
+    /// How far it had been given back when the driver was last thought of.
+    decided: u16,
+    /// The last call of `serve` ended by its budget.
+    has_more: bool,
     chain: Chain,
     aside: [Aside; 2],
     /// Chains whose memory is free for the next that is set aside.
@@ -193,7 +196,8 @@ impl Ring {
             ram,
             in_flight: vec![false; size].into_boxed_slice(),
             flying: 0,
-            news: false,
+            decided: 0,
+            has_more: false,
             chain,
             aside: Default::default(),
             spare: Vec::new(),
@@ -224,6 +228,7 @@ impl Ring {
         let ram = self.ram.clone();
         let outside = |_| Fault::RingMemory;
         self.queue.disable_notification(&*ram).map_err(outside)?;
+        self.has_more = false;
         let mut waits = Waits::default();
         let mut left = budget;
         if self.is_holding() {
@@ -249,6 +254,7 @@ impl Ring {
             }
         }
         if !waits.all() {
+            self.has_more = true;
             return Ok(Served::More);
         }
         self.count_behind(&ram)?;
@@ -320,6 +326,11 @@ impl Ring {
         self.aside.iter().any(|aside| !aside.chains.is_empty())
     }
 
+    /// Whether it will be served again without a kick: chains are set aside, or the budget was used up.
+    pub fn goes_on(&self) -> bool {
+        self.has_more || self.is_holding()
+    }
+
     /// What waiting has cost since the last call; none if nothing.
     pub fn take_held(&mut self) -> Option<Held> {
         (self.held != Held::default()).then(|| std::mem::take(&mut self.held))
@@ -330,11 +341,28 @@ impl Ring {
     /// # Errors
     /// [`Fault::HeadRange`] for a head that is not in flight: a mistake of the device's, answered like a driver's.
     pub fn give_back(&mut self, head: u16, len: u32) -> Result<(), Fault> {
-        if !self.land(head) {
-            return Err(Fault::HeadRange(head));
+        self.give_back_together(&[(head, len)])
+    }
+
+    /// Puts several chains in the used ring, in this order, and shows them to the driver all at once: what belongs together
+    /// is never seen in part (section 5.1.6.4.1).
+    ///
+    /// # Errors
+    /// As [`Ring::give_back`]; the driver sees none of them then.
+    pub fn give_back_together(&mut self, chains: &[(u16, u32)]) -> Result<(), Fault> {
+        let outside = |_| Fault::RingMemory;
+        let mut next = self.queue.next_used();
+        for &(head, len) in chains {
+            if !self.land(head) {
+                return Err(Fault::HeadRange(head));
+            }
+            let entry = self.queue.used_ring() + 4 + 8 * u64::from(next % self.queue.size());
+            let element = u64::from(head) | u64::from(len) << 32;
+            self.ram.write_obj(element.to_le(), GuestAddress(entry)).map_err(outside)?;
+            next = next.wrapping_add(1);
         }
-        self.news = true;
-        self.queue.add_used(&*self.ram, head, len).map_err(|_| Fault::RingMemory)
+        self.queue.set_next_used(next);
+        self.ram.store(next.to_le(), GuestAddress(self.queue.used_ring() + 2), Release).map_err(outside)
     }
 
     /// Whether the driver wants an interrupt for what was given back since the last call (section 2.7.7.2).
@@ -342,19 +370,21 @@ impl Ring {
     /// # Errors
     /// [`Fault::RingMemory`].
     pub fn needs_interrupt(&mut self) -> Result<bool, Fault> {
-        let outside = |_| Fault::RingMemory;
-        if !std::mem::take(&mut self.news) {
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.decided, new);
+        if new == old {
             return Ok(false);
         }
-        if !self.queue.needs_notification(&*self.ram).map_err(outside)? {
-            return Ok(false);
+        // The driver publishes its wish and then looks for what came back; we publish that and then look at its wish.
+        fence(SeqCst);
+        let event_idx = self.queue.event_idx_enabled();
+        let offset = if event_idx { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
+        let word = self.ram.load(GuestAddress(self.queue.avail_ring() + offset), Acquire);
+        let word = u16::from_le(word.map_err(|_| Fault::RingMemory)?);
+        if event_idx {
+            return Ok(new.wrapping_sub(word).wrapping_sub(1) < new.wrapping_sub(old));
         }
-        if self.queue.event_idx_enabled() {
-            return Ok(true);
-        }
-        // Read behind the fence of `needs_notification`, which knows nothing of this flag.
-        let flags: u16 = self.ram.read_obj(GuestAddress(self.queue.avail_ring())).map_err(|_| Fault::RingMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(u32::from(word) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Where both sides stand.

@@ -57,6 +57,8 @@ pub struct Worker {
     live: bool,
     /// Control has stopped the machine.
     paused: bool,
+    /// What the device was last told of the two.
+    running: bool,
     /// Waiting for the last request in flight: a reset's slip and pauses' slips.
     reset: Option<Done<()>>,
     pauses: Vec<Done<()>>,
@@ -79,9 +81,18 @@ impl Worker {
             armed_ns: None,
             live: false,
             paused: false,
+            running: false,
             reset: None,
             pauses: Vec::new(),
             log: FaultLog::default(),
+        }
+    }
+
+    /// Tells the device if it may work from now on, or may not any more.
+    fn tell_running(&mut self, cx: &mut Cx<'_>) {
+        let running = self.live && !self.paused;
+        if std::mem::replace(&mut self.running, running) != running {
+            self.device.set_running(running, cx);
         }
     }
 
@@ -90,16 +101,19 @@ impl Worker {
             Command::Activate(activation) => self.activate(activation, cx),
             Command::Reset(done) => {
                 self.live = false;
+                self.tell_running(cx);
                 self.forget_kicks(cx);
                 self.reset = Some(done);
             }
             Command::Pause(done) => {
                 self.paused = true;
+                self.tell_running(cx);
                 self.hear_kicks(Interest::NONE, cx);
                 self.pauses.push(done);
             }
             Command::Resume => {
                 self.paused = false;
+                self.tell_running(cx);
                 // A ring that is not empty has been kicked once, and a kick that has ever rung is told when it is
                 // heard again: so no chain is left behind, whatever the pause interrupted (G20).
                 self.hear_kicks(Interest::READ, cx);
@@ -131,6 +145,7 @@ impl Worker {
             self.hear_kicks(Interest::NONE, cx);
         }
         self.live = true;
+        self.tell_running(cx);
         // Linux kicks some queues before DRIVER_OK, when there was nobody to hear it: each is looked at once.
         self.ask_again(cx);
     }
@@ -166,9 +181,9 @@ impl Worker {
     }
 
     /// Serves the queues that wait, each once, whether or not they are due: first the one of which nothing has gone for
-    /// the longest, so that none gets what is another's.
+    /// the longest, so that none gets what is another's. Idle if there is none.
     fn serve_waiting(&mut self, cx: &mut Cx<'_>) -> Flow {
-        if self.paused {
+        if self.paused || !self.queues.iter().any(|queue| queue.waits) {
             return Flow::Idle;
         }
         self.queues.sort_unstable_by_key(|queue| queue.went);
@@ -301,6 +316,7 @@ impl Worker {
     /// Stops serving until the driver resets the device (virtio 1.2, section 2.1.1).
     fn give_up(&mut self, cx: &mut Cx<'_>) {
         self.live = false;
+        self.tell_running(cx);
         self.forget_kicks(cx);
         self.page.set_needs_reset();
         self.interrupt.config();
@@ -347,12 +363,16 @@ impl Handler for Worker {
             }
             DEVICE_TAG.. => {
                 let ask_again = self.device.ready(event, cx);
-                if let Err(fault) = self.settle(cx) {
-                    self.fault(fault, cx);
-                }
-                if ask_again && self.serve_waiting(cx) == Flow::More {
+                match if ask_again { self.serve_waiting(cx) } else { Flow::Idle } {
                     // Not by being called again, for the watch has nothing new to say.
-                    self.ask_again(cx);
+                    Flow::More => self.ask_again(cx),
+                    Flow::Done => {}
+                    // Nothing was served, so nothing was taken in.
+                    Flow::Idle => {
+                        if let Err(fault) = self.settle(cx) {
+                            self.fault(fault, cx);
+                        }
+                    }
                 }
                 Flow::Done
             }

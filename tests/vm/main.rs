@@ -20,6 +20,7 @@ mod disk;
 mod iothread;
 mod lifecycle;
 mod machine;
+mod net;
 mod pause;
 mod qmp;
 mod qmp_hostile;

@@ -159,6 +159,8 @@ fn every_command_answers_in_the_shape_that_the_schema_says() {
         // `call_with` holds the answer against the table.
         let arguments = match entry.name {
             "block_set_io_throttle" => json!({"id": "vda"}),
+            "netdev_set_throttle" => json!({"id": "n0", "pps": 1000}),
+            "set_link" => json!({"name": "n0", "up": true}),
             "balloon" => json!({"value": 1 << 30}),
             "balloon-stats-interval" => json!({"seconds": 0}),
             _ => json!({}),

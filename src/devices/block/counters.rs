@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::virtio::Held;
+use crate::devices::counters::{HeldCounters, add};
 
 /// Kinds of request that are counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,33 +45,6 @@ pub struct KindCounters {
     pub failed: AtomicU64,
     /// Refused because the guest asked for what cannot be.
     pub invalid: AtomicU64,
-}
-
-/// The sum of all [`Held`] of a drive.
-#[derive(Debug, Default)]
-pub struct HeldCounters {
-    /// Requests that had to wait for the limit.
-    pub operations: AtomicU64,
-    /// How long the first in the row was held back, summed, in nanoseconds.
-    pub total_ns: AtomicU64,
-    /// The longest of these, in nanoseconds.
-    pub longest_ns: AtomicU64,
-}
-
-impl HeldCounters {
-    /// Adds what a batch has cost.
-    pub fn add(&self, held: Held) {
-        add(&self.operations, held.chains);
-        add(&self.total_ns, held.total_ns);
-        self.longest_ns.fetch_max(held.longest_ns, Relaxed);
-    }
-}
-
-/// Adds to a counter that only this thread writes: no locked instruction.
-pub(super) fn add(counter: &AtomicU64, n: u64) {
-    if n > 0 {
-        counter.store(counter.load(Relaxed) + n, Relaxed);
-    }
 }
 
 impl BlockCounters {

@@ -5,5 +5,6 @@
 pub mod balloon;
 pub mod console;
 pub mod drive;
+pub mod nic;
 pub mod rng;
 pub mod vsock;

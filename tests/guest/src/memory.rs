@@ -167,6 +167,13 @@ impl Dma {
         unsafe { ptr::write_bytes(self.address as *mut u8, byte, self.len as usize) };
     }
 
+    /// Copies `len` bytes at `from_offset` of `from` to `offset`. Panics when they reach out of either.
+    pub fn copy(&self, offset: u64, from: &Dma, from_offset: u64, len: u64) {
+        let (to, from) = (self.piece(offset, len), from.piece(from_offset, len));
+        // SAFETY: inside pieces that `take` handed out; no reference into them exists.
+        unsafe { ptr::copy(from.address as *const u8, to.address as *mut u8, len as usize) };
+    }
+
     /// A number that changes, very probably, when any byte of the piece does. The length is a multiple of 8.
     pub fn digest(&self) -> u64 {
         (0..self.len / 8)

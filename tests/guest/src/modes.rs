@@ -11,6 +11,7 @@ mod echo;
 mod hello;
 mod idle;
 mod irq;
+mod net;
 pub mod power;
 mod random;
 mod reboot;
@@ -35,6 +36,8 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "blk-hostile" => blk_hostile::run(machine),
         "rng" => rng::run(machine.words),
         "console" => console::run(machine.words),
+        "net-deaf" => net::deaf(machine.words),
+        "net-echo" => net::echo(machine.words),
         "irq" => irq::run(machine.words),
         "echo" => echo::run(),
         "idle" => idle::run(machine.words),
