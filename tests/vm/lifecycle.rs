@@ -364,4 +364,12 @@ fn a_crash_kernel_that_takes_over_is_told_of_once_in_a_life_and_the_guest_goes_o
     client.expect_end();
     monitor.serial.expect("crash: events=3");
     monitor.expect_ok();
+
+    let mut monitor = Setup::guest_that_reboots("mode=crash count=1000 end=i8042").unwrap().flag("-S").start();
+    let mut client = monitor.qmp();
+    client.call("cont");
+    let told: Vec<Value> = (0..7).map(|_| client.event()["event"].take()).collect();
+    assert_eq!(told[1..], ["GUEST_CRASHLOADED", "RESET"].repeat(3));
+    client.call("quit");
+    assert_eq!(monitor.exit_code(), 0);
 }
