@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -64,7 +65,9 @@ fn a_guest_that_resets_itself_fifty_times_in_the_middle_of_its_work_finds_everyt
         let mut client = monitor.qmp();
         let (threads, open) = (proc::threads(monitor.pid()).len(), descriptors(&monitor));
         client.call("cont");
-        await_boots(&monitor, 49);
+        let begun = Instant::now();
+        // One by one, for each has the patience of one.
+        (1..50).for_each(|count| await_boots(&monitor, count));
         // The kicks and threads of a disk come with its driver, and go with it.
         assert!(descriptors(&monitor) <= open + 4, "{open} descriptors have become {}", descriptors(&monitor));
         assert!(proc::threads(monitor.pid()).len() <= threads + 8);
@@ -75,9 +78,9 @@ fn a_guest_that_resets_itself_fifty_times_in_the_middle_of_its_work_finds_everyt
         assert_eq!(resets.len(), 49);
         assert!(resets.iter().all(|event| event["data"] == json!({"guest": true, "reason": "guest-reset"})));
         assert_eq!(client.event()["data"], json!({"guest": true, "reason": "guest-shutdown"}));
-        // Ten lines in five seconds, and no more.
-        let told = monitor.log.text().matches("the guest resets the machine").count();
-        assert!((1..49).contains(&told), "{told}");
+        // Ten lines in five seconds, and no more, however long it took.
+        let told = monitor.log.text().matches("the guest resets the machine").count() as u64;
+        assert!((1..=10 * (1 + begun.elapsed().as_secs() / 5)).contains(&told), "{told}");
     }
 }
 
