@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::chardev::{ChardevSpec, ConsoleSpec};
 use crate::config::net::{NicSpec, TapSpec};
 use crate::config::rng::{RngSource, RngSpec};
 use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, SerialSpec};
@@ -53,7 +54,8 @@ fn every_option_reaches_its_part_of_the_spec() {
                 -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -netdev id=n0,netdev=t0 -netdev tap,id=x,ifname=t1 \
                 -device virtio-net-device,netdev=x,id=n1 -serial stdio -api-channel unix:/a \
-                -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze -no-reboot";
+                -qmp unix:/b,server,nowait -qmp unix:/c,server -D log -pidfile pid -freeze -no-reboot \
+                -chardev socket,id=c,path=/d,server,nowait -device virtconsole,chardev=c,id=e";
     let expected = VmSpec {
         name: "vm1".into(),
         cpus: 4,
@@ -76,8 +78,8 @@ fn every_option_reaches_its_part_of_the_spec() {
         balloons: vec![BalloonSpec { deflate_on_oom: true, ..BalloonSpec::default() }],
         rngs: vec![RngSpec { source: "/dev/hwrng".into(), bytes_per_second: Some(1000), ..RngSpec::default() }],
         rng_sources: vec![RngSource { id: "r".into(), file: "f".into() }],
-        chardevs: Vec::new(),
-        consoles: Vec::new(),
+        chardevs: vec![ChardevSpec { id: "c".into(), path: "/d".into() }],
+        consoles: vec![ConsoleSpec { id: "e".into(), chardev: "c".into() }],
         vsocks: vec![VsockSpec { id: "v".into(), cid: 3, path: "/v".into() }],
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],

@@ -12,6 +12,8 @@ mod monitor;
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 use monitor::{Directory, Monitor, Qmp};
 use serde_json::{Value, json};
@@ -411,6 +413,101 @@ fn rule_d3_10_a_hog_lives_with_deflate_on_oom_and_what_linux_frees_goes_back_wit
     assert_eq!(detail["target"], 200 << 20);
     assert!(detail["residual-bytes"].as_u64().unwrap() > 50 << 20, "{detail}");
     guest.end();
+}
+
+/// A client of the console's socket.
+struct Login {
+    stream: UnixStream,
+    seen: String,
+}
+
+impl Login {
+    fn new(socket: &str) -> Login {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(monitor::LIMIT)).unwrap();
+        stream.set_write_timeout(Some(monitor::LIMIT)).unwrap();
+        Login { stream, seen: String::new() }
+    }
+
+    fn type_line(&mut self, line: &str) {
+        self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// Reads up to this text: what came before it.
+    fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            if let Some((before, after)) = self.seen.split_once(text) {
+                let before = before.to_string();
+                self.seen = after.to_string();
+                return before;
+            }
+            let mut bytes = [0; 65536];
+            let count =
+                self.stream.read(&mut bytes).unwrap_or_else(|e| panic!("{text:?} does not come: {e}: {}", self.seen));
+            assert_ne!(count, 0, "the connection ended: {}", self.seen);
+            self.seen += &String::from_utf8_lossy(&bytes[..count]);
+        }
+    }
+
+    /// What a command says.
+    fn run(&mut self, command: &str) -> String {
+        self.type_line(&format!("{command}; echo end"));
+        self.wait_for("end").trim().to_string()
+    }
+}
+
+#[test]
+fn linux_has_a_console_that_clients_come_to_and_leave_and_that_keeps_no_guest_waiting_whoever_does_not_read() {
+    let directory = Directory::new();
+    let socket = directory.file("console");
+    let chardev = format!("socket,id=con0,path={socket},server,nowait");
+    let device = "virtconsole,chardev=con0,id=con0";
+    let options = ["-chardev", &chardev, "-device", "virtio-serial-device", "-device", device];
+    let mut monitor = Monitor::start("vmlinuz", "console=hvc0 loopvisor.script=console", &options);
+    let mut qmp = monitor.qmp();
+    // What was said before anybody came is there.
+    let mut login = Login::new(&socket);
+    login.wait_for("console: a line of the kernel");
+    login.wait_for("console: ready");
+    assert_eq!(login.run("echo here $((6 * 7))"), "here 42");
+    assert_eq!(login.run("tty"), "/dev/hvc0");
+
+    // The size that the terminal has on the other side.
+    for (columns, rows) in [(132, 43), (80, 25)] {
+        qmp.run_with("chardev-resize", &json!({"id": "con0", "cols": columns, "rows": rows}));
+        let until = std::time::Instant::now() + monitor::LIMIT;
+        while login.run("stty size") != format!("{rows} {columns}") {
+            assert!(std::time::Instant::now() < until, "the size is still {}", login.run("stty size"));
+        }
+    }
+
+    // A paste arrives whole, and so does long output.
+    let paste: Vec<u8> = noise(100_000).iter().map(|byte| b'a' + byte % 26).collect();
+    login.type_line("stty raw; echo ready; head -c 100000 >/tmp/paste; stty sane -echo; echo came");
+    login.wait_for("ready");
+    login.stream.write_all(&paste).unwrap();
+    login.wait_for("came");
+    assert_eq!(login.run("wc -c </tmp/paste"), "100000");
+    let shown = login.run("stty -opost; cat /tmp/paste; stty opost");
+    assert!(shown.as_bytes() == paste, "{} bytes of {}", shown.len(), paste.len());
+
+    // Another client finds the same shell.
+    login.run("x=kept");
+    drop(login);
+    let mut login = Login::new(&socket);
+    assert_eq!(login.run("echo $x"), "kept");
+
+    // Nobody reads 400 kB: more than the sockets and the monitor hold.
+    login.type_line("for i in 1 2 3 4; do cat /tmp/paste; done; echo console: flooded >/dev/ttyS0");
+    monitor.wait_for("console: flooded", 0);
+    qmp.run("query-status");
+    let lost = qmp.run("query-chardev")[0]["lost-bytes"].as_u64().unwrap();
+    assert!(lost > 0, "{lost} bytes were dropped");
+    assert_eq!(login.run("echo and $((1 + 1))"), "and 2");
+    login.type_line("exit");
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    assert_no_trouble(&monitor);
 }
 
 /// A machine that resets itself ends: `words` and `options` say which and how, `check` what else is to be true.

@@ -64,7 +64,11 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         | Command::QueryBalloon
         | Command::QueryBalloonDetail
         | Command::QueryBalloonStats
-        | Command::BalloonStatsInterval(_) => value(Empty {}),
+        | Command::BalloonStatsInterval(_)
+        | Command::QueryChardev
+        | Command::ChardevAdd(_)
+        | Command::ChardevRemove(_)
+        | Command::ChardevResize(_) => value(Empty {}),
     }
 }
 

@@ -5,6 +5,7 @@
 //! to the process. None of them does any device's work.
 
 mod answers;
+mod chardev;
 mod console;
 mod dump;
 mod listener;

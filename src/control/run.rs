@@ -15,7 +15,7 @@ use super::memory::Memory;
 use super::reset::Reset;
 use super::session::ToSession;
 use super::state::{Change, State, Then};
-use super::{answers, dump, net, throttle};
+use super::{answers, chardev, dump, net, throttle};
 use crate::config::spec::VmSpec;
 use crate::devices::balloon::BalloonNews;
 use crate::devices::block::{IoFailure, Kind};
@@ -179,6 +179,10 @@ impl Control {
             Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.drives, done),
             Command::NetdevSetThrottle(asked) => net::set_throttle(&asked, &mut self.inventory.nics, done),
             Command::SetLink(asked) => net::set_link(&asked, &mut self.inventory.nics, done),
+            Command::QueryChardev => done.end(chardev::query(&self.inventory.consoles)),
+            Command::ChardevAdd(asked) => chardev::add(&asked, &mut self.inventory.consoles, done),
+            Command::ChardevRemove(asked) => chardev::remove(&asked.id, &mut self.inventory.consoles, done),
+            Command::ChardevResize(asked) => done.end(chardev::resize(&asked, &self.inventory.consoles)),
             Command::Balloon(_)
             | Command::QueryBalloon
             | Command::QueryBalloonDetail

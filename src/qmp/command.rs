@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Kind, Result};
 use crate::qmp::balloon::{BalloonArguments, BalloonDetail, BalloonInfo, BalloonStats, BalloonStatsInterval};
 use crate::qmp::block::{BlockIOThrottle, BlockInfo, BlockStats};
+use crate::qmp::chardev::{ChardevAdd, ChardevInfo, ChardevRemove, ChardevResize, ChardevReturn};
 use crate::qmp::introspect::SchemaInfo;
 use crate::qmp::net::{NetdevStats, NetdevThrottle, SetLink};
 use crate::qmp::reply::{
@@ -142,6 +143,14 @@ commands! {
         "query-balloon-stats" => QueryBalloonStats -> BalloonStats,
         /// How often the guest is asked.
         "balloon-stats-interval" => BalloonStatsInterval(BalloonStatsInterval) -> Empty,
+        /// What the consoles are connected to.
+        "query-chardev" => QueryChardev -> Vec<ChardevInfo>,
+        /// Disconnect a console.
+        "chardev-remove" => ChardevRemove(ChardevRemove) -> Empty,
+        /// Connect a console.
+        "chardev-add" => ChardevAdd(ChardevAdd) -> ChardevReturn,
+        /// How large a console's terminal is.
+        "chardev-resize" => ChardevResize(ChardevResize) -> Empty,
         /// The machine types.
         "query-machines" => QueryMachines -> Vec<MachineInfo>,
     }

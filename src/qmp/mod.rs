@@ -2,12 +2,13 @@
 //!
 //! Bytes go into a [`session::Session`]; commands and lines to write come out. `scanner` cuts the bytes into JSON
 //! values, `request` reads one, `command` is the table of what can be asked, `event` of what is told unasked,
-//! `reply`, `block` and `balloon` are the answers' shapes, `response` writes a line. `schema` is how a shape is described, and
+//! `reply`, `block`, `balloon` and `chardev` are the answers' shapes, `response` writes a line. `schema` is how a shape is described, and
 //! `introspect` turns the tables into the answer of `query-qmp-schema`. What a command *does* is no matter of this
 //! floor: `control` does it. Runs on the main thread.
 
 pub mod balloon;
 pub mod block;
+pub mod chardev;
 pub mod command;
 pub mod event;
 pub mod introspect;

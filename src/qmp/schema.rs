@@ -109,6 +109,7 @@ typed! {
     &str => Type::Str,
     bool => Type::Bool,
     () => Type::Null,
+    u16 => Type::Int { min: 0, max: u16::MAX as u64 },
     u32 => Type::Int { min: 0, max: u32::MAX as u64 },
     u64 => Type::Int { min: 0, max: u64::MAX },
 }

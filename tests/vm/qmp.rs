@@ -22,6 +22,8 @@ fn machine() -> Option<Monitor> {
 /// One of all devices, whose balloon's driver is up.
 fn whole_machine() -> Option<Monitor> {
     let setup = Setup::guest_that_reboots("mode=balloon touch=off")?.option("-name", "web1").flag("-balloon");
+    let chardev = format!("id=con0,path={}", setup.folder.path("console").display());
+    let setup = setup.option("-chardev", &chardev);
     let monitor = setup.iothread("io1").disk("vda", 1 << 20, "direct=off,iothread=io1").start();
     monitor.serial.expect("balloon: begin");
     Some(monitor)
@@ -157,7 +159,13 @@ fn every_command_answers_in_the_shape_that_the_schema_says() {
     let mut client = monitor.qmp();
     for entry in COMMANDS.iter().filter(|entry| !["qmp_capabilities", "system_reset", "quit"].contains(&entry.name)) {
         // `call_with` holds the answer against the table.
+        let path = monitor.folder.path("console");
         let arguments = match entry.name {
+            // After it was removed: they stand in this order in the table.
+            "chardev-remove" => json!({"id": "con0"}),
+            "chardev-add" => json!({"id": "con0", "backend": {"type": "socket", "data":
+                {"addr": {"type": "unix", "data": {"path": path}}}}}),
+            "chardev-resize" => json!({"id": "con0", "cols": 80, "rows": 25}),
             "block_set_io_throttle" => json!({"id": "vda"}),
             "netdev_set_throttle" => json!({"id": "n0", "pps": 1000}),
             "set_link" => json!({"name": "n0", "up": true}),

@@ -4,7 +4,7 @@
 //! nothing; `op=check` finds the known sequence in what it is sent, and tells when it has `bytes=N`. `size=` and `depth=`
 //! say how long a buffer is and how many there are, `console=N` which console it is. Typed on the serial port: `q` ends it,
 //! `r` resets the device with whatever is under way and brings it up again, `p` and `g` have it pause and go on.
-//! `hostile=on` first does everything that a driver must not do.
+//! `reads=N` has it read the first disk as often, one look at the console in between. `hostile=on` first does everything that a driver must not do.
 
 use crate::clock::{self, Patience};
 use crate::cpu;
@@ -12,6 +12,7 @@ use crate::interrupt::{self, Trigger};
 use crate::memory::{self, Dma};
 use crate::serial;
 use crate::text::Outcome;
+use crate::virtio::blk::{self, Disk, Layout, T_IN};
 use crate::virtio::mmio::{CONFIG, Device, F_VERSION_1};
 use crate::virtio::ring::{Desc, NEXT, Ring, WRITE};
 use crate::words::Words;
@@ -30,7 +31,8 @@ const SILENCE_NS: u64 = 30_000_000_000;
 
 /// The byte at a place of the known sequence.
 fn known(place: u64) -> u8 {
-    (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+    let mixed = place.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56) as u8
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,11 @@ pub fn run(words: Words) -> Outcome {
         driver.misbehave()?;
     }
     driver.bring_up()?;
+    let (mut disk, mut reads) = (None, words.number("reads", 0));
+    if reads > 0 {
+        let Some((number, device)) = blk::disks(words).next() else { fail!("no disk") };
+        disk = Some((Disk::start(number, device, blk::KNOWN, 8)?, memory::take(4096)));
+    }
     say!("console: begin");
     let (mut look, mut terminal, mut told, mut resets, mut pauses) = (0, 0, false, 0, false);
     let mut patience = Patience::new(SILENCE_NS);
@@ -96,6 +103,15 @@ pub fn run(words: Words) -> Outcome {
             if now != terminal {
                 terminal = now;
                 say!("console: terminal {}x{}", now & 0xffff, now >> 16);
+            }
+        }
+        if let Some((disk, data)) = &mut disk
+            && reads > 0
+        {
+            disk.must(T_IN, 0, core::slice::from_ref(data), Layout::Direct)?;
+            reads -= 1;
+            if reads == 0 {
+                say!("console: reads done");
             }
         }
         let moved = !pauses && driver.step()?;
