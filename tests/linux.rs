@@ -258,6 +258,51 @@ fn linux_takes_its_random_numbers_from_the_device() {
     assert_no_trouble(&monitor);
 }
 
+/// Linux connects to the host, and the host to Linux, through Unix sockets; the bytes come back as they were sent.
+#[test]
+fn linux_and_the_host_talk_over_vsock_both_ways() {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    let directory = Directory::new();
+    let path = directory.file("v");
+    let listener = UnixListener::bind(format!("{path}_53")).unwrap();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut &stream, &mut &stream).unwrap();
+    });
+    let device = format!("vsock,id=v,guest-cid=3,uds_path={path}");
+    let mut monitor = Monitor::start("vmlinuz", "loopvisor.script=vsock", &["-device", &device]);
+    monitor.wait_for("vsock: listening at 52", 0);
+    for size in [1, 100_000, 1_000_000] {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(monitor::LIMIT)).unwrap();
+        stream.write_all(b"CONNECT 52\n").unwrap();
+        let answer: Vec<u8> = (&stream).bytes().map(Result::unwrap).take_while(|byte| *byte != b'\n').collect();
+        assert!(answer.starts_with(b"OK 1"), "{answer:?}");
+        let sent = noise(size);
+        let mut reader = stream.try_clone().unwrap();
+        let reads = std::thread::spawn(move || {
+            let mut back = Vec::new();
+            reader.read_to_end(&mut back).map(|_| back)
+        });
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert!(reads.join().unwrap().unwrap() == sent, "{size} bytes");
+    }
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    let expected = [
+        "connect 54 failed: Connection reset by peer (os error 104)",
+        "connect 53 ok, 2000000 bytes",
+        "listening at 52",
+        "listen 52 ok, 1100001 bytes",
+    ];
+    assert_eq!(monitor.lines("vsock: "), expected);
+    assert_no_trouble(&monitor);
+}
+
 /// A guest that does with its memory what it is told (tools/linux/tests/memory).
 struct Guest {
     monitor: Monitor,

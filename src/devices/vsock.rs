@@ -168,8 +168,8 @@ impl Vsock {
 
     /// One packet of the guest's.
     fn hear(&mut self, chain: &Chain, now_ns: u64) -> Verdict {
-        if self.rsts.len() >= MAX_RSTS {
-            self.tx_waits = true;
+        self.tx_waits = self.rsts.len() >= MAX_RSTS;
+        if self.tx_waits {
             return Verdict::Later(Direction::Write, Wait::UNTIL_TOLD);
         }
         let mut bytes = [0; HEADER_BYTES];
@@ -586,6 +586,7 @@ impl Device for Vsock {
                 self.expire(now_ns);
                 Ok(())
             }
+            // What all sockets of a turn had to say has been heard, and has its turns in the next.
             (AGAIN, _) => return true,
             (tag, _) => {
                 if let Some(number) = self.table.called(tag) {
@@ -597,7 +598,7 @@ impl Device for Vsock {
         if let Err(e) = done {
             error!("{}: {e}", self.id);
         }
-        self.rx_waits && !(self.work.is_empty() && self.rsts.is_empty())
+        false
     }
 
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {

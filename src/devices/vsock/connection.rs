@@ -136,7 +136,7 @@ impl Connection {
             State::Open => {
                 self.due != 0
                     || self.host_shut & !self.told_shut != 0
-                    || self.readable && self.wants_bytes() && self.credit.room() > 0
+                    || self.readable && self.wants_bytes() && (self.credit.room() > 0 || !self.starved)
             }
             _ => false,
         }
