@@ -30,8 +30,12 @@ struct Options {
     /// what query-name answers; at most 255 characters
     #[argh(option, arg_name = "TEXT")]
     name: Option<String>,
-    /// the machine type; dump-guest-core=on and mem-share=off unless given
-    #[argh(option, arg_name = "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off]")]
+    /// the machine type; dump-guest-core=on and mem-share=off unless given; slots for disks (6) and NICs (2), empty ones for
+    /// a later plug
+    #[argh(
+        option,
+        arg_name = "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]"
+    )]
     machine: Option<String>,
     /// vCPUs, 1 to 254; default 1
     #[argh(option, arg_name = "[cpus=]N")]

@@ -307,6 +307,13 @@ impl Group {
         self.went.len() - 1
     }
 
+    /// A member is gone: nobody waits behind it any more.
+    pub fn leave(&mut self, member: usize) {
+        if let Some(went) = self.went.get_mut(member) {
+            *went = u64::MAX;
+        }
+    }
+
     /// As [`Bucket::ask`], for a member.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::chardev;
 use super::net::NetdevSpec;
-use super::spec::{Access, DriveSpec, MAX_IOTHREADS, MAX_VIRTIO_DEVICES, SerialSpec, VmSpec};
+use super::spec::{Access, DriveSpec, MAX_IOTHREADS, SerialSpec, VmSpec};
 use crate::error::{Error, Result};
 
 impl VmSpec {
@@ -164,7 +164,7 @@ impl VmSpec {
     }
 
     /// Every virtio device as it is written on the command line, in the order in which they are plugged in.
-    fn virtio_devices(&self) -> impl Iterator<Item = String> {
+    pub(super) fn virtio_devices(&self) -> impl Iterator<Item = String> {
         let drives = self.drives.iter().map(|drive| format!("-drive id={}", drive.id));
         let nics = self.nics.iter().map(|nic| format!("-netdev id={}", nic.id));
         let balloons = self.balloons.iter().map(|_| "-balloon".to_owned());
@@ -172,16 +172,6 @@ impl VmSpec {
         let consoles = self.consoles.iter().map(|console| format!("-device virtconsole,id={}", console.id));
         let vsocks = self.vsocks.iter().map(|vsock| format!("-device vsock,id={}", vsock.id));
         drives.chain(nics).chain(balloons).chain(rngs).chain(consoles).chain(vsocks)
-    }
-
-    /// Rule D3.4: each device has an interrupt of its own.
-    fn check_slots(&self) -> Result<()> {
-        let Some(twelfth) = self.virtio_devices().nth(MAX_VIRTIO_DEVICES) else { return Ok(()) };
-        let count = self.virtio_devices().count();
-        Err(Error::usage(format!(
-            "{twelfth}: one virtio device too many, there are {count}; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds \
-             together, an interrupt line each (rule D3.4)"
-        )))
     }
 
     /// Rules D1.6 and D1.8: a device names one iothread, which exists.

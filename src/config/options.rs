@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use super::keyvalue::{KeyValues, decimal};
 use super::spec::{
     Access, Aio, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec, MAX_CPUS, MAX_MEMORY_BYTES, MAX_NAME_CHARS,
-    MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MIN_BALLOON_BYTES, MIN_MEMORY_BYTES, PRESSURE, SerialSpec,
-    VmSpec,
+    MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MAX_VIRTIO_DEVICES, MIN_BALLOON_BYTES, MIN_MEMORY_BYTES,
+    PRESSURE, SerialSpec, VmSpec,
 };
 use crate::error::{Error, Result};
 use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity, Spelling};
@@ -26,9 +26,9 @@ pub fn name(text: &str) -> Result<String> {
     })
 }
 
-/// `-machine [type=]microvm[,dump-guest-core=on|off][,mem-share=on|off]`, written into `spec`.
+/// `-machine [type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]`, written into `spec`.
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
-    let keys = ["type", "dump-guest-core", "mem-share"];
+    let keys = ["type", "dump-guest-core", "mem-share", "disk-slots", "nic-slots"];
     let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
     pairs.get("type", "microvm", |name| name.eq_ignore_ascii_case("microvm").then_some(()))?;
     if let Some(dumped) = pairs.get_bool("dump-guest-core")? {
@@ -37,6 +37,13 @@ pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
     if let Some(shared) = pairs.get_bool("mem-share")? {
         spec.mem_share = shared;
     }
+    let slots = |key| {
+        pairs.get(key, &format!("a number from 0 to {MAX_VIRTIO_DEVICES} (rule D3.4)"), |number| {
+            usize::try_from(decimal(number)?).ok().filter(|number| *number <= MAX_VIRTIO_DEVICES)
+        })
+    };
+    spec.disk_slots = slots("disk-slots")?;
+    spec.nic_slots = slots("nic-slots")?;
     Ok(())
 }
 

@@ -49,6 +49,10 @@ pub struct VmSpec {
     pub dump_guest_core: bool,
     /// `-machine mem-share=`: whether guest memory is mapped shared.
     pub mem_share: bool,
+    /// `-machine disk-slots=`: slots for disks, filled and empty ones; [`VmSpec::slots`] if nothing is said.
+    pub disk_slots: Option<usize>,
+    /// `-machine nic-slots=`: the same for NICs.
+    pub nic_slots: Option<usize>,
     /// `-mem-path`: the file that guest memory is, or the folder for one without a name.
     pub mem_path: Option<PathBuf>,
     /// `-kernel`.
@@ -102,6 +106,8 @@ impl VmSpec {
             memory_bytes: DEFAULT_MEMORY_BYTES,
             dump_guest_core: true,
             mem_share: false,
+            disk_slots: None,
+            nic_slots: None,
             mem_path: None,
             kernel: kernel.into(),
             initrd: None,

@@ -14,7 +14,7 @@ use crate::devices::block::Kind;
 use crate::error::{Context, Result};
 use crate::event::{Counters, Remote};
 use crate::kvm::vcpu::VcpuHandle;
-use crate::machine::{Drive, Inventory};
+use crate::machine::{DiskSlot, Drive, Inventory};
 use crate::qmp::block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockInfo, BlockStats, BlockdevCacheInfo,
     BlockdevDetectZeroesOptions, ImageInfo,
@@ -38,9 +38,10 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         Command::QueryCpus => value((0..).zip(inventory.vcpus.iter()).map(cpu).collect::<Vec<_>>()),
         Command::QueryCpusFast => value((0..).zip(inventory.vcpus.iter()).map(cpu_fast).collect::<Vec<_>>()),
         Command::QueryIothreads => value(inventory.iothreads.iter().map(iothread).collect::<Vec<_>>()),
-        Command::QueryBlock => value(inventory.drives.iter().map(block).collect::<Vec<_>>()),
+        Command::QueryBlock => value((0..).zip(&inventory.disks).map(slot).collect::<Vec<_>>()),
         Command::QueryBlockstats => {
-            value(inventory.drives.iter().map(|drive| blockstats(drive, now_ns)).collect::<Vec<_>>())
+            let drives = inventory.disks.iter().filter_map(|disk| disk.drive.as_ref());
+            value(drives.map(|drive| blockstats(drive, now_ns)).collect::<Vec<_>>())
         }
         Command::QueryNetstats => value(inventory.nics.iter().map(net::stats).collect::<Vec<_>>()),
         Command::QueryMachines => value([MachineInfo {
@@ -60,6 +61,13 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         | Command::BlockSetIoThrottle(_)
         | Command::NetdevSetThrottle(_)
         | Command::SetLink(_)
+        | Command::BlockdevAdd(_)
+        | Command::DeviceAdd(_)
+        | Command::BlockResize(_)
+        | Command::DeviceDel(_)
+        | Command::BlockdevDel(_)
+        | Command::Getfd(_)
+        | Command::Closefd(_)
         | Command::Balloon(_)
         | Command::QueryBalloon
         | Command::QueryBalloonDetail
@@ -132,7 +140,24 @@ fn counters(c: &Counters) -> LoopCounters {
     }
 }
 
-fn block(drive: &Drive) -> BlockInfo {
+fn slot((number, slot): (usize, &DiskSlot)) -> BlockInfo {
+    let addr = format!("{number:#x}");
+    match &slot.drive {
+        Some(drive) => block(drive, addr),
+        None => BlockInfo {
+            device: String::new(),
+            qdev: None,
+            kind: "unknown".into(),
+            removable: true,
+            locked: false,
+            io_status: None,
+            addr,
+            inserted: None,
+        },
+    }
+}
+
+fn block(drive: &Drive, addr: String) -> BlockInfo {
     let spec = &drive.spec;
     let file = spec.file.display().to_string();
     let failed = drive.counters.kinds.iter().any(|kind| kind.failed.load(Relaxed) > 0);
@@ -141,11 +166,12 @@ fn block(drive: &Drive) -> BlockInfo {
     let max = |quantity| some(limit(quantity).max);
     let max_length = |quantity| max(quantity).map(|_| limit(quantity).max_length.unwrap_or(1));
     BlockInfo {
-        device: spec.id.clone(),
-        qdev: Some(spec.id.clone()),
+        device: drive.device.clone(),
+        qdev: Some(drive.device.clone()),
         kind: "unknown".into(),
         removable: false,
         locked: false,
+        addr,
         io_status: Some(if failed { BlockDeviceIoStatus::Failed } else { BlockDeviceIoStatus::Ok }),
         inserted: Some(BlockDeviceInfo {
             file: file.clone(),
@@ -194,8 +220,8 @@ fn blockstats(drive: &Drive, now_ns: u64) -> BlockStats {
     let held = &drive.counters.held;
     let [iops_last_second, bps_last_second] = drive.counters.recent.last_second(now_ns);
     BlockStats {
-        device: Some(drive.spec.id.clone()),
-        qdev: Some(drive.spec.id.clone()),
+        device: Some(drive.device.clone()),
+        qdev: Some(drive.device.clone()),
         node_name: Some(drive.spec.id.clone()),
         stats: BlockDeviceStats {
             rd_bytes: get(&read.bytes),

@@ -7,10 +7,12 @@
 mod answers;
 mod chardev;
 mod console;
+mod descriptors;
 mod dump;
 mod listener;
 mod memory;
 mod net;
+mod plug;
 mod pressure;
 mod reset;
 mod run;

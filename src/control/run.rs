@@ -12,6 +12,7 @@ use log::{error, info};
 use serde_json::{Value, json};
 
 use super::memory::Memory;
+use super::plug::{Deleted, News, Plug};
 use super::reset::Reset;
 use super::session::ToSession;
 use super::state::{Change, State, Then};
@@ -30,6 +31,7 @@ use crate::qmp::event::{
     BlockErrorAction, BlockIoError, Event, GuestPanicAction, IoOperationType, Panicked, ResetData, Shutdown,
     ShutdownCause, Timestamp,
 };
+use crate::qmp::plug::DeviceDeleted;
 use crate::virtio::{self, FaultLog};
 
 /// The tag of the channel by which Control leaves the loop.
@@ -49,6 +51,8 @@ pub enum Message {
     Dump,
     /// A part of the dump.
     Dumped(String),
+    /// What hot-plug had to wait for.
+    Plug(News),
 }
 
 /// How the machine ended.
@@ -65,6 +69,7 @@ pub struct Control {
     inventory: Inventory,
     /// The balloon, if there is one.
     memory: Option<Memory>,
+    plug: Plug,
     notices: Receiver<Notice>,
     messages: Receiver<Message>,
     /// For what is posted back to itself.
@@ -102,6 +107,7 @@ impl Control {
         Control {
             inventory,
             memory,
+            plug: Plug::new(sender.clone()),
             notices,
             messages,
             sender,
@@ -129,6 +135,13 @@ impl Control {
             Message::Drained => self.worker_done(),
             Message::Dump => dump::log(self.state, &self.inventory, &self.sender),
             Message::Dumped(line) => info!("{line}"),
+            Message::Plug(news) => {
+                if let Some(Deleted { device, done, answer }) = self.plug.hear(news, &mut self.inventory) {
+                    // First the event, then the answer.
+                    self.tell(&Event::DeviceDeleted(DeviceDeleted { device: Some(device.clone()), path: device }));
+                    done.end(answer);
+                }
+            }
         }
     }
 
@@ -176,13 +189,18 @@ impl Control {
                 done.end(Ok(json!({})));
                 self.finish(ShutdownCause::HostQmpQuit, End::Wanted);
             }
-            Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.drives, done),
             Command::NetdevSetThrottle(asked) => net::set_throttle(&asked, &mut self.inventory.nics, done),
             Command::SetLink(asked) => net::set_link(&asked, &mut self.inventory.nics, done),
             Command::QueryChardev => done.end(chardev::query(&self.inventory.consoles)),
             Command::ChardevAdd(asked) => chardev::add(&asked, &mut self.inventory.consoles, done),
             Command::ChardevRemove(asked) => chardev::remove(&asked.id, &mut self.inventory.consoles, done),
             Command::ChardevResize(asked) => done.end(chardev::resize(&asked, &self.inventory.consoles)),
+            Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.disks, done),
+            Command::BlockdevAdd(asked) => self.plug.add_node(&asked, &self.inventory, done),
+            Command::BlockdevDel(asked) => self.plug.delete_node(&asked.node_name, &self.inventory, done),
+            Command::DeviceAdd(asked) => self.plug.add_device(&asked, &mut self.inventory, done),
+            Command::DeviceDel(asked) => self.plug.delete_device(&asked.id, &mut self.inventory, done),
+            Command::BlockResize(asked) => self.plug.resize(&asked, &self.inventory, done),
             Command::Balloon(_)
             | Command::QueryBalloon
             | Command::QueryBalloonDetail
@@ -391,11 +409,14 @@ impl Control {
 
     fn io_failure(&mut self, drive: String, failure: &IoFailure) {
         error!("drive \"{drive}\": {:?}: {}", failure.kind, failure.error);
+        let plugged = self.inventory.disks.iter().filter_map(|disk| disk.drive.as_ref());
+        let device = plugged.into_iter().find(|plugged| plugged.spec.id == drive).map(|plugged| plugged.device.clone());
+        let device = device.unwrap_or_else(|| drive.clone());
         let operation = if failure.kind == Kind::Read { IoOperationType::Read } else { IoOperationType::Write };
         self.tell(&Event::BlockIoError(BlockIoError {
-            qom_path: answers::qom_path(&drive),
-            node_name: Some(drive.clone()),
-            device: drive,
+            qom_path: answers::qom_path(&device),
+            node_name: Some(drive),
+            device,
             operation,
             action: BlockErrorAction::Report,
             nospace: Some(failure.error.raw_os_error() == Some(libc::ENOSPC)),

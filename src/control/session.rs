@@ -1,20 +1,24 @@
 //! One QMP client: its socket, and the conversation on it.
 //!
 //! A handler of the main loop, which finishes itself when the client is gone. The protocol is `qmp::session`'s; this
-//! moves bytes, passes commands to Control and brings its answers back. What a client does or does not do harms only
+//! moves bytes, passes commands to Control and brings its answers back; only the client's descriptors are its own. What a client does or does not do harms only
 //! itself: one request at a time is served, and one read's worth of input a turn. It never waits.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::descriptors::Descriptors;
 use super::run::Message;
 use crate::error::Result;
 use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver, Sender, channel};
 use crate::qmp;
+use crate::qmp::command::Command;
 use crate::qmp::event::Timestamp;
+use crate::qmp::schema::Empty;
+use crate::sys::rights;
 
 const STREAM: u32 = 0;
 const MAIL: u32 = 1;
@@ -36,6 +40,7 @@ pub(super) struct Session {
     control: Sender<Message>,
     mail: Receiver<ToSession>,
     address: Sender<ToSession>,
+    descriptors: Descriptors,
     watch: Option<Key>,
     /// The client will send nothing more.
     ended: bool,
@@ -55,6 +60,7 @@ impl Session {
             control,
             mail,
             address,
+            descriptors: Descriptors::default(),
             watch: None,
             ended: false,
             hung_up: false,
@@ -68,9 +74,12 @@ impl Session {
             return true;
         }
         let mut bytes = [0; READ_BYTES];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => self.ended = true,
-            Ok(count) => self.protocol.receive(&bytes[..count]),
+        match rights::receive(&self.stream, &mut bytes) {
+            Ok((0, _)) => self.ended = true,
+            Ok((count, fds)) => {
+                self.descriptors.arrive(fds);
+                self.protocol.receive(&bytes[..count]);
+            }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(_) => return false,
         }
@@ -80,6 +89,17 @@ impl Session {
     /// Passes on what was read, up to a command whose answer is to come.
     fn serve(&mut self) {
         while let Some(command) = self.protocol.next_command() {
+            match &command {
+                Command::Getfd(asked) => {
+                    self.protocol.answer(self.descriptors.name(&asked.fdname).map(|()| Empty {}));
+                    continue;
+                }
+                Command::Closefd(asked) => {
+                    self.protocol.answer(self.descriptors.close(&asked.fdname).map(|()| Empty {}));
+                    continue;
+                }
+                _ => {}
+            }
             let address = self.address.clone();
             let done = Done::posted(move |answer: std::result::Result<Result<Value>, _>| {
                 // Lost: Control is gone, and the program with it.

@@ -4,16 +4,17 @@
 
 use serde_json::{Value, json};
 
-use crate::devices::block::SetLimits;
+use crate::devices::block::{Order, SetLimits};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost};
-use crate::machine::Drive;
+use crate::machine::{DiskSlot, Drive};
 use crate::qmp::block::BlockIOThrottle;
 use crate::qos::{Limit, Limits, Quantity, Spelling};
 
 /// Has the drive that `asked` names, and all of its group, limited as it says.
-pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Result<Value>>) {
-    let (place, limits) = match plan(asked, drives) {
+pub(super) fn set(asked: &BlockIOThrottle, slots: &mut [DiskSlot], done: Done<Result<Value>>) {
+    let mut drives: Vec<&mut Drive> = slots.iter_mut().filter_map(|slot| slot.drive.as_mut()).collect();
+    let (place, limits) = match plan(asked, &drives) {
         Ok(plan) => plan,
         Err(error) => return done.end(Err(error)),
     };
@@ -24,18 +25,18 @@ pub(super) fn set(asked: &BlockIOThrottle, drives: &mut [Drive], done: Done<Resu
     for drive in others {
         drive.limits = limits;
         // The bucket is the same: this one is told because it may be waiting for what the old limits said.
-        let _ = drive.orders.send(SetLimits { limits, done: Done::posted(|_| ()) });
+        let _ = drive.orders.send(Order::Limit(SetLimits { limits, done: Done::posted(|_| ()) }));
     }
     let set = Done::posted(move |set: std::result::Result<(), Lost>| {
         let gone = |Lost| Error::new(Kind::NotActive, format!("Device '{id}' has failed and is not served any more"));
         done.end(set.map(|()| json!({})).map_err(gone));
     });
     // A drive that is gone drops the slip, which is posted all the same.
-    let _ = drives[place].orders.send(SetLimits { limits, done: set });
+    let _ = drives[place].orders.send(Order::Limit(SetLimits { limits, done: set }));
 }
 
 /// Whose limits become which: the drive's place.
-fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
+fn plan(asked: &BlockIOThrottle, drives: &[&mut Drive]) -> Result<(usize, Limits)> {
     let id = match (asked.text("id"), asked.text("device")) {
         (Some(id), Some(device)) if id != device => {
             return Err(Error::usage(format!("Parameters 'id' and 'device' name two drives, '{id}' and '{device}'")));
@@ -45,7 +46,7 @@ fn plan(asked: &BlockIOThrottle, drives: &[Drive]) -> Result<(usize, Limits)> {
             return Err(Error::usage("Parameter 'id' is missing: the drive's id; accepted as 'device' too"));
         }
     };
-    let place = drives.iter().position(|drive| drive.spec.id == id);
+    let place = drives.iter().position(|drive| drive.device == id || drive.spec.id == id);
     let place = place.ok_or_else(|| Error::new(Kind::NotFound, format!("Device '{id}' not found")))?;
     let drive = &drives[place];
     if asked.text("group").is_some_and(|group| drive.spec.group.as_deref() != Some(group)) {

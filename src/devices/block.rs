@@ -6,6 +6,7 @@
 
 mod counters;
 mod throttle;
+mod vacant;
 
 use std::io;
 use std::sync::Arc;
@@ -23,13 +24,14 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use crate::devices::counters::add;
 use crate::disk::{Disk, Op, Segment, Submitted};
 use crate::error::{Context, Result};
-use crate::event::{Cx, Event, Receiver, Sender, channel};
+use crate::event::{Cx, Done, Event, Receiver, Sender, channel};
 use crate::memory::GuestRam;
 use crate::virtio::{Buffer, Chain, Completions, DEVICE_TAG, Device, FaultLog, Held, Page, Verdict, gather};
 use throttle::{MALFORMED, cost};
 
 pub use counters::{BlockCounters, Kind};
 pub use throttle::{SetLimits, Throttle};
+pub use vacant::Vacant;
 
 /// Descriptors of the one queue: the original's number, and enough for any driver's depth.
 const QUEUE_SIZE: u16 = 256;
@@ -42,6 +44,8 @@ const HEADER_BYTES: usize = 16;
 const ID_BYTES: usize = 20;
 /// Sectors in one discard or write-zeroes: 2 GiB, so that one request does not hold a disk for minutes.
 const UNMAP_SECTORS: u32 = 1 << 22;
+/// Where the capacity stands in the configuration, in sectors (section 5.2.4).
+const CAPACITY: usize = 0;
 /// The tags of what the drive waits for itself: its disk, and its operator.
 const BELL: u32 = DEVICE_TAG;
 const ORDERS: u32 = DEVICE_TAG + 1;
@@ -66,12 +70,23 @@ pub struct Block {
     segments: Vec<Segment>,
     table: Table,
     throttle: Throttle,
-    orders: (Sender<SetLimits>, Receiver<SetLimits>),
+    orders: (Sender<Order>, Receiver<Order>),
+    /// The slips of those who wait until the guest has been told of its new size.
+    grown: Vec<Done<()>>,
+}
+
+/// What an operator wants of a drive in use.
+pub enum Order {
+    /// Other limits.
+    Limit(SetLimits),
+    /// Its file has become longer: the slip is ended when the guest has been told.
+    Grow(Done<()>),
 }
 
 /// The requests that the disk has, by our own token and never by a number of the guest's, and how they end.
 struct Table {
     ram: Arc<GuestRam>,
+    /// As many as the guest has had in flight at once.
     requests: Vec<Request>,
     free: Vec<u32>,
     counters: Arc<BlockCounters>,
@@ -122,27 +137,27 @@ impl Block {
         for (to, from) in padded.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        let none = Request { queue: 0, head: 0, kind: Kind::Read, bytes: 0, begin_ns: 0, status: GuestAddress(0) };
         Block {
             id: id.to_string(),
             serial: padded,
             disk,
-            segments: Vec::with_capacity(SEG_MAX as usize + 2),
+            segments: Vec::new(),
             table: Table {
                 ram,
-                requests: vec![none; usize::from(QUEUE_SIZE)],
-                free: (0..u32::from(QUEUE_SIZE)).rev().collect(),
+                requests: Vec::new(),
+                free: Vec::new(),
                 counters: Arc::default(),
                 log: FaultLog::default(),
                 report,
             },
             throttle,
             orders: channel(),
+            grown: Vec::new(),
         }
     }
 
-    /// The way to give it other limits while it is in use.
-    pub fn orders(&self) -> Sender<SetLimits> {
+    /// The way to change it while it is in use.
+    pub fn orders(&self) -> Sender<Order> {
         self.orders.0.clone()
     }
 
@@ -250,18 +265,54 @@ impl<'s> Translation<'s, '_> {
     }
 }
 
-impl Table {
+impl Header {
     /// Reads the chain's header. None where there is none, or no place for a status.
-    fn header(&self, chain: &Chain) -> Option<Header> {
+    fn read(ram: &GuestRam, chain: &Chain) -> Option<Header> {
         let last = chain.writable().last()?;
         let status = last.address.0.checked_add(u64::from(last.len.checked_sub(1)?))?;
         let mut header = [0; HEADER_BYTES];
-        let whole = gather(&self.ram, chain.readable(), 0, &mut header) == HEADER_BYTES;
+        let whole = gather(ram, chain.readable(), 0, &mut header) == HEADER_BYTES;
         whole.then(|| Header {
             kind: word64(&header, 0) as u32,
             sector: word64(&header, 8),
             status: GuestAddress(status),
         })
+    }
+
+    /// Writes a status byte behind `data` bytes of data. The used length; zero where the status lies nowhere.
+    fn answer(&self, ram: &GuestRam, value: u32, data: u32) -> u32 {
+        answer(ram, self.status, value, data)
+    }
+}
+
+/// As [`Header::answer`], when the header is long gone.
+fn answer(ram: &GuestRam, status: GuestAddress, value: u32, data: u32) -> u32 {
+    match GuestMemoryBackend::get_slice(ram, status, 1) {
+        Ok(slice) => {
+            slice.copy_from(&[value as u8]);
+            data.saturating_add(1)
+        }
+        Err(_) => 0,
+    }
+}
+
+impl Table {
+    /// A place for one more request; none if there are as many as a queue has heads.
+    fn take(&mut self, request: Request) -> Option<u32> {
+        if let Some(token) = self.free.pop() {
+            self.requests[token as usize] = request;
+            return Some(token);
+        }
+        let token = self.requests.len();
+        if token == usize::from(QUEUE_SIZE) {
+            return None;
+        }
+        self.requests.push(request);
+        Some(token as u32)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.requests.len() - self.free.len()
     }
 
     /// Writes the status and counts. Returns the head's queue, the head, and the bytes written into the chain.
@@ -275,7 +326,7 @@ impl Table {
                 add(&counts.bytes, request.bytes.into());
                 add(&counts.time_ns, end_ns.saturating_sub(request.begin_ns));
                 let read = if request.kind == Kind::Read { request.bytes } else { 0 };
-                self.answer(request.status, VIRTIO_BLK_S_OK, read)
+                answer(&self.ram, request.status, VIRTIO_BLK_S_OK, read)
             }
             Err(error) => {
                 // A segment outside guest memory, a change to a read-only disk: the guest's doing.
@@ -287,22 +338,35 @@ impl Table {
                         (self.report)(IoFailure { kind: request.kind, error });
                     }
                 }
-                self.answer(request.status, VIRTIO_BLK_S_IOERR, 0)
+                answer(&self.ram, request.status, VIRTIO_BLK_S_IOERR, 0)
             }
         };
         (request.queue, request.head, len)
     }
+}
 
-    /// Writes a status byte behind `data` bytes of data. The used length; zero where the status lies nowhere.
-    fn answer(&self, status: GuestAddress, value: u32, data: u32) -> u32 {
-        match GuestMemoryBackend::get_slice(&*self.ram, status, 1) {
-            Ok(slice) => {
-                slice.copy_from(&[value as u8]);
-                data.saturating_add(1)
-            }
-            Err(_) => 0,
-        }
+/// What a disk offers its driver.
+fn features(read_only: bool) -> u64 {
+    let features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+    if read_only {
+        features | 1 << VIRTIO_BLK_F_RO
+    } else {
+        features | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
     }
+}
+
+/// Section 5.2.4: a disk of so many sectors and of blocks of so many bytes.
+fn write_config(page: &Page, sectors: u64, block: u32) {
+    page.set_config(CAPACITY, &sectors.to_le_bytes());
+    page.set_config(12, &SEG_MAX.to_le_bytes());
+    page.set_config(20, &block.to_le_bytes());
+    page.set_config(34, &1u16.to_le_bytes());
+    page.set_config(36, &UNMAP_SECTORS.to_le_bytes());
+    page.set_config(40, &1u32.to_le_bytes());
+    page.set_config(44, &(block / SECTOR as u32).to_le_bytes());
+    page.set_config(48, &UNMAP_SECTORS.to_le_bytes());
+    page.set_config(52, &1u32.to_le_bytes());
+    page.set_config(56, &[1]);
 }
 
 /// The little-endian 64-bit word at `at`, which the caller knows to be there.
@@ -320,31 +384,15 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
-        if self.disk.is_read_only() {
-            features | 1 << VIRTIO_BLK_F_RO
-        } else {
-            features | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
-        }
+        features(self.disk.is_read_only())
     }
 
     fn queue_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
     }
 
-    /// Section 5.2.4.
     fn write_config(&self, page: &Page) {
-        let block = self.disk.block_size();
-        page.set_config(0, &self.disk.sectors().to_le_bytes());
-        page.set_config(12, &SEG_MAX.to_le_bytes());
-        page.set_config(20, &block.to_le_bytes());
-        page.set_config(34, &1u16.to_le_bytes());
-        page.set_config(36, &UNMAP_SECTORS.to_le_bytes());
-        page.set_config(40, &1u32.to_le_bytes());
-        page.set_config(44, &(block / SECTOR as u32).to_le_bytes());
-        page.set_config(48, &UNMAP_SECTORS.to_le_bytes());
-        page.set_config(52, &1u32.to_le_bytes());
-        page.set_config(56, &[1]);
+        write_config(page, self.disk.sectors(), self.disk.block_size());
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
@@ -357,17 +405,22 @@ impl Device for Block {
     fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> bool {
         let mut changed = false;
         while event.tag == ORDERS
-            && let Some(SetLimits { limits, done }) = self.orders.1.receive()
+            && let Some(order) = self.orders.1.receive()
         {
-            self.throttle.set(cx.now_ns(), &limits);
-            done.end(());
-            changed = true;
+            match order {
+                Order::Limit(SetLimits { limits, done }) => {
+                    self.throttle.set(cx.now_ns(), &limits);
+                    done.end(());
+                    changed = true;
+                }
+                Order::Grow(done) => self.grown.push(done),
+            }
         }
         changed
     }
 
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {
-        let Some(header) = self.table.header(chain) else {
+        let Some(header) = Header::read(&self.table.ram, chain) else {
             if let Err(wait) = self.throttle.ask(now_ns, &MALFORMED) {
                 return Verdict::Later(MALFORMED.direction, wait);
             }
@@ -384,19 +437,18 @@ impl Device for Block {
         }
         match translated {
             Ok((op, kind, bytes)) => {
-                // There are as many requests as heads, so there is always a free one.
-                let Some(token) = table.free.pop() else { return Verdict::Used(0) };
                 let (queue, head, status) = (queue as u16, chain.head(), header.status);
-                table.requests[token as usize] = Request { queue, head, kind, bytes, begin_ns: now_ns, status };
+                let request = Request { queue, head, kind, bytes, begin_ns: now_ns, status };
+                let Some(token) = table.take(request) else { return Verdict::Used(0) };
                 match disk.submit(op, token) {
                     Submitted::Queued => Verdict::Pending,
                     Submitted::Done(result) => Verdict::Used(table.finish(token, result, now_ns).2),
                 }
             }
-            Err(Aside::Answer(status, data)) => Verdict::Used(table.answer(header.status, status, data)),
+            Err(Aside::Answer(status, data)) => Verdict::Used(header.answer(&table.ram, status, data)),
             Err(Aside::Invalid(kind, status)) => {
                 add(&table.counters.kinds[kind as usize].invalid, 1);
-                Verdict::Used(table.answer(header.status, status, 0))
+                Verdict::Used(header.answer(&table.ram, status, 0))
             }
         }
     }
@@ -408,8 +460,12 @@ impl Device for Block {
             let (queue, head, len) = table.finish(token, result, now_ns);
             completions.give_back(queue.into(), head, len);
         });
-        table.counters.in_flight.store((table.requests.len() - table.free.len()) as u64, Relaxed);
+        table.counters.in_flight.store(table.in_flight() as u64, Relaxed);
         table.counters.note(now_ns);
+        if !self.grown.is_empty() {
+            completions.set_config(CAPACITY, &self.disk.sectors().to_le_bytes());
+            self.grown.drain(..).for_each(|done| done.end(()));
+        }
     }
 
     fn held(&mut self, held: Held) {
@@ -417,7 +473,11 @@ impl Device for Block {
     }
 
     fn in_flight(&self) -> usize {
-        self.table.requests.len() - self.table.free.len()
+        self.table.in_flight()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.disk.sync().context(|| format!("drive \"{}\": make its last writes durable", self.id))
     }
 }
 

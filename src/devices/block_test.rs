@@ -31,7 +31,7 @@ type Failure = (Kind, Option<i32>);
 struct Rig {
     guest: Guest,
     vring: Vring,
-    orders: Sender<SetLimits>,
+    orders: Sender<Order>,
     counters: Arc<BlockCounters>,
     failures: Arc<Mutex<Vec<Failure>>>,
     file: PathBuf,
@@ -465,7 +465,7 @@ impl Rig {
             assert!(end.is_ok());
             count.fetch_add(1, Relaxed);
         });
-        assert!(self.orders.send(SetLimits { limits: *limits, done }).is_ok());
+        assert!(self.orders.send(Order::Limit(SetLimits { limits: *limits, done })).is_ok());
         self.guest.turn();
         ended.load(Relaxed) == 1
     }

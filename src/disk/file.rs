@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
@@ -26,8 +27,8 @@ pub(super) struct DiskFile {
     file: File,
     /// With `direct=on`: the same file through the page cache, for what `O_DIRECT` cannot do.
     cached: Option<File>,
-    /// In bytes, a multiple of 512.
-    pub(super) capacity: u64,
+    /// In bytes, a multiple of 512. It only grows.
+    capacity: AtomicU64,
     /// The file lives in memory: no access to it waits for a disk.
     pub(super) in_memory: bool,
     /// The file system keeps the promise of `RWF_NOWAIT`. Others wait even when asked not to, some (FUSE) also when
@@ -56,7 +57,10 @@ fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
 }
 
 fn no_direct(spec: &DriveSpec) -> Error {
-    Error::host(format!("the file system of {:?} cannot do direct I/O: say direct=off", spec.file))
+    Error::host(format!(
+        "the file system of {:?} cannot do direct I/O: say direct=off, or in QMP \"cache\":{{\"direct\":false}}",
+        spec.file
+    ))
 }
 
 impl DiskFile {
@@ -81,7 +85,7 @@ impl DiskFile {
         let mut disk = DiskFile {
             file,
             cached: None,
-            capacity,
+            capacity: AtomicU64::new(capacity),
             in_memory,
             prompt: false,
             memory_alignment: 1,
@@ -127,6 +131,50 @@ impl DiskFile {
         let iov = [IoVec::new(&buffer.get_slice(PAGE_BYTES as usize - len, len).map_err(io::Error::other)?)];
         let work = Work::Read { iov: iov.as_ptr(), count: 1, offset };
         Call { work, cached: false, long: false }.run(self, wait)
+    }
+
+    /// In bytes, a multiple of 512.
+    pub(super) fn capacity(&self) -> u64 {
+        self.capacity.load(Relaxed)
+    }
+
+    /// Makes a regular file `bytes` long, or looks how long a block device has become; the new capacity. It may wait.
+    pub(super) fn grow(&self, bytes: u64) -> Result<u64> {
+        let facts = self.file.metadata().context(|| "look at the file")?;
+        let capacity = self.capacity();
+        if !bytes.is_multiple_of(512) {
+            return Err(Error::usage(format!("{bytes} bytes are no whole sectors; accepted: a multiple of 512")));
+        }
+        if bytes < capacity {
+            return Err(Error::usage(format!(
+                "a disk that is in use cannot become smaller, for the guest may have data in its last {} bytes; accepted: a \
+                 size from {capacity} up",
+                capacity - bytes
+            )));
+        }
+        let grown = if facts.is_file() {
+            // Somebody may have made it longer already: nothing is cut off.
+            if facts.len() < bytes {
+                self.file.set_len(bytes).context(|| format!("make the file {bytes} bytes long"))?;
+            }
+            bytes
+        } else {
+            let size = (&self.file).seek(SeekFrom::End(0)).context(|| "look for the end of the block device")? & !511;
+            if size < bytes {
+                return Err(Error::usage(format!(
+                    "the block device has {size} bytes, and who made it must make it larger first; accepted: a size up to \
+                     that"
+                )));
+            }
+            size
+        };
+        self.capacity.store(grown, Relaxed);
+        Ok(grown)
+    }
+
+    /// Makes durable what was written. It may wait.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// The file as the user wants it used, or through the page cache.

@@ -29,7 +29,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::spec::{Access, Aio, DriveSpec};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::memory::GuestRam;
 use crate::sys::io::Wait;
 use bounce::Bounces;
@@ -114,6 +114,27 @@ pub struct Disk {
     flight: Flight,
 }
 
+/// A hand on a disk's file. It keeps the file open, so it goes no later than the disk.
+#[derive(Clone)]
+pub struct Backing {
+    file: Arc<DiskFile>,
+    access: Access,
+}
+
+impl Backing {
+    /// Makes the disk `bytes` long; a block device must have become so before. Its new size in bytes, which holds for
+    /// requests from here on. It may wait for as long as the file does.
+    ///
+    /// # Errors
+    /// The disk is read-only, would become smaller, or the file cannot become so large.
+    pub fn grow(&self, bytes: u64) -> Result<u64> {
+        if self.access == Access::ReadOnly {
+            return Err(Error::usage("the drive is read-only, and so is the length of its file"));
+        }
+        self.file.grow(bytes)
+    }
+}
+
 /// The requests, and the memory that the kernel uses for them.
 struct Flight {
     ram: Arc<GuestRam>,
@@ -166,7 +187,23 @@ impl Disk {
 
     /// The capacity in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
-        self.file.capacity / 512
+        self.file.capacity() / 512
+    }
+
+    /// A hand on the file for those who may wait for it.
+    pub fn backing(&self) -> Backing {
+        Backing { file: Arc::clone(&self.file), access: self.access }
+    }
+
+    /// Makes durable what was written. It may wait for as long as the file does, so never on a loop's thread, and only when
+    /// nothing is in flight. Afterwards the disk may go to another thread.
+    ///
+    /// # Errors
+    /// What fdatasync(2) says.
+    pub fn sync(&mut self) -> io::Result<()> {
+        // A ring is for the thread that made it.
+        self.engine = None;
+        if self.access == Access::ReadOnly { Ok(()) } else { self.file.sync() }
     }
 
     /// Whether changes are refused.
@@ -215,7 +252,7 @@ impl Disk {
         if let Err(error) = request.fill(op, token, &flight.ram) {
             return Some(Err(error));
         }
-        if request.offset.checked_add(request.left).is_none_or(|end| end > self.file.capacity) {
+        if request.offset.checked_add(request.left).is_none_or(|end| end > self.file.capacity()) {
             return Some(Err(io::Error::from_raw_os_error(libc::EINVAL)));
         }
         let changes = !matches!(request.kind, Kind::Read | Kind::Flush);

@@ -120,6 +120,12 @@ impl Cx<'_> {
         self.event_loop.set_interest(watch, interest)
     }
 
+    /// The watches of this handler whose tags are `from` or above.
+    pub fn watches(&self, from: u32) -> Vec<Key> {
+        let mine = |watch: &Watch| watch.owner == self.me && watch.tag >= from;
+        self.event_loop.watches.iter().filter(|(_, watch)| mine(watch)).map(|(key, _)| key).collect()
+    }
+
     /// Ends a watch; an owned signal or timer is closed.
     pub fn unwatch(&mut self, watch: Key) {
         self.event_loop.unwatch(watch);

@@ -49,11 +49,17 @@ impl Board {
         self.slots.clone()
     }
 
-    /// Puts a device into the next slot; its worker goes to `iothread`, or to `main` if there is none.
+    /// Puts a device into the next slot; its worker goes to `iothread`, or to `main` if there is none. The way to the
+    /// worker.
     ///
     /// # Errors
     /// The twelfth device (rule D3.4), or what the host refuses.
-    pub fn plug(&mut self, device: Box<dyn Device>, iothread: Option<&Remote>, main: &mut EventLoop) -> Result<()> {
+    pub fn plug(
+        &mut self,
+        device: Box<dyn Device>,
+        iothread: Option<&Remote>,
+        main: &mut EventLoop,
+    ) -> Result<Sender<Command>> {
         let slot = layout::virtio_slot(self.slots.len()).ok_or_else(|| {
             Error::usage(format!(
                 "device \"{}\": one virtio device too many; accepted: at most {MAX_VIRTIO_DEVICES} of all kinds together, \
@@ -91,9 +97,9 @@ impl Board {
         }
         self.soldered.mmio.push(Range { base: slot.base, len: slot.len, slot: Arc::new(Mutex::new(front)) });
         self.soldered.lines.push(line);
-        self.soldered.workers.push(sender);
+        self.soldered.workers.push(sender.clone());
         self.slots.push(slot);
-        Ok(())
+        Ok(sender)
     }
 
     /// Waits until every iothread has taken in its devices.

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use super::board::Board;
 use super::boot::Boot;
 use super::hardware::{Hardware, Image};
-use super::inventory::{self, Drive, Inventory, Notice};
+use super::inventory::{self, DiskSlot, Inventory, Notice};
+use super::parts::drive::DriveMaker;
 use super::{layout, parts};
 use crate::bus::{Bus, Range};
 use crate::config::spec::{SerialSpec, VmSpec};
@@ -75,16 +76,22 @@ impl Machine {
             .collect::<Result<Vec<_>>>()?;
         let home = |id: Option<&str>| iothreads.iter().find(|thread| Some(thread.id()) == id).map(LoopThread::remote);
         let mut board = Board::new(vm.clone());
-        let mut drives = Vec::with_capacity(disks.len());
+        let maker = DriveMaker::new(ram.clone(), notices.clone());
         let mut groups = HashMap::new();
-        for (drive, disk) in spec.drives.iter().zip(disks) {
-            let size_bytes = disk.sectors() * 512;
-            let limits = spec.limits_of(drive);
-            let throttle = parts::drive::throttle(drive, &limits, &mut groups);
-            let block = parts::drive::block(drive, disk, throttle, &ram, &notices);
-            let (counters, orders) = (block.counters(), block.orders());
-            drives.push(Drive { spec: drive.clone(), size_bytes, counters, limits, orders });
-            board.plug(Box::new(block), home(drive.iothread.as_deref()), main)?;
+        let mut disks = spec.drives.iter().zip(disks);
+        let mut disk_slots = Vec::new();
+        for slot in 0..spec.slots().disks {
+            let (device, drive, iothread) = match disks.next() {
+                Some((drive, disk)) => {
+                    let limits = spec.limits_of(drive);
+                    let throttle = parts::drive::throttle(drive, &limits, &mut groups);
+                    let (device, part) = maker.make(drive, disk, throttle, limits);
+                    (device, Some(part), drive.iothread.as_deref())
+                }
+                None => (maker.vacant(slot), None, None),
+            };
+            let worker = board.plug(device, home(iothread), main)?;
+            disk_slots.push(DiskSlot { worker, drive, busy: false });
         }
         let mut nics = Vec::with_capacity(spec.nics.len());
         for (asked, (net, nic)) in spec.nics.iter().zip(devices) {
@@ -121,11 +128,12 @@ impl Machine {
             vcpus: Arc::new([]),
             workers: soldered.workers,
             hardware: Hardware::new(buses.clone(), vm, power_button.eventfd()?),
-            drives,
+            disks: disk_slots,
             consoles,
             nics,
             iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
             main: main.remote(),
+            maker,
         };
         soldered.lines.push(power_button);
         Ok(Machine { vcpus, buses, notices, inventory, balloon, serial, lines: soldered.lines, iothreads })

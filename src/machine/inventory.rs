@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::hardware::Hardware;
+use super::parts::drive::DriveMaker;
 use crate::config::net::{Mac, NicSpec};
 use crate::config::spec::{BalloonSpec, DriveSpec};
 use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
-use crate::devices::block::{BlockCounters, IoFailure, SetLimits};
+use crate::devices::block::{BlockCounters, IoFailure, Order as BlockOrder};
 use crate::devices::chardev::ChardevState;
 use crate::devices::console;
 use crate::devices::net::{self, NetCounters};
 use crate::devices::pvpanic::GuestPanic;
+use crate::disk::Backing;
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
 use crate::qos::Limits;
@@ -46,8 +48,8 @@ pub struct Inventory {
     pub workers: Vec<Sender<Command>>,
     /// What a reset resets beside them and the vCPUs.
     pub hardware: Hardware,
-    /// In the order of the command line.
-    pub drives: Vec<Drive>,
+    /// The slots for disks, by number.
+    pub disks: Vec<DiskSlot>,
     /// In the order of the command line.
     pub consoles: Vec<Console>,
     /// In the order of the command line.
@@ -56,6 +58,8 @@ pub struct Inventory {
     pub iothreads: Vec<(String, Remote)>,
     /// The main loop.
     pub main: Remote,
+    /// What makes further drives.
+    pub maker: DriveMaker,
 }
 
 /// The balloon as the control plane knows it.
@@ -86,8 +90,20 @@ pub struct Console {
     pub orders: Sender<console::Order>,
 }
 
+/// A slot for a disk as the control plane knows it.
+pub struct DiskSlot {
+    /// The way to its worker, whatever it serves.
+    pub worker: Sender<Command>,
+    /// What is in it; none if it is vacant.
+    pub drive: Option<Drive>,
+    /// Something is on its way into it or out of it.
+    pub busy: bool,
+}
+
 /// A drive as the control plane knows it.
 pub struct Drive {
+    /// The id of the device that carries it: that of the drive itself, unless a plug gave another.
+    pub device: String,
     /// What its user asked for.
     pub spec: DriveSpec,
     /// The size the guest sees, in bytes.
@@ -96,8 +112,12 @@ pub struct Drive {
     pub counters: Arc<BlockCounters>,
     /// What limits it now: its own limits, or those of its group.
     pub limits: Limits,
-    /// The way to give it others.
-    pub orders: Sender<SetLimits>,
+    /// The way to change it.
+    pub orders: Sender<BlockOrder>,
+    /// Its file.
+    pub backing: Backing,
+    /// Whether it is there without the device: `blockdev-del` ends it, and not the unplug.
+    pub outlives_device: bool,
 }
 
 /// A NIC as the control plane knows it.

@@ -16,4 +16,5 @@ mod testing;
 
 pub use builder::{Machine, Threads};
 pub use hardware::Hardware;
-pub use inventory::{Balloon, Console, Drive, Inventory, Nic, Notice};
+pub use inventory::{Balloon, Console, DiskSlot, Drive, Inventory, Nic, Notice};
+pub use parts::drive::DriveMaker;

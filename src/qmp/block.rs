@@ -23,9 +23,9 @@ names! {
 object! {
     /// One disk in `query-block`.
     pub struct BlockInfo {
-        /// The drive's id.
+        /// The id of the device that carries it: the drive's, unless a plug gave another. Empty for an empty slot.
         "device" => device: String,
-        /// The id of the device that carries it.
+        /// The same; absent for an empty slot.
         "qdev" => qdev: Option<String>,
         /// Always `unknown`, as QEMU has it.
         "type" => kind: String,
@@ -35,6 +35,8 @@ object! {
         "locked" => locked: bool,
         /// How the last I/O ended.
         "io-status" => io_status: Option<BlockDeviceIoStatus>,
+        /// The slot, as `device_add` takes it. Ours.
+        "addr" => addr: String,
         /// What is behind it; absent for an empty slot.
         "inserted" => inserted: Option<BlockDeviceInfo>,
     }

@@ -13,6 +13,7 @@ use crate::qmp::block::{BlockIOThrottle, BlockInfo, BlockStats};
 use crate::qmp::chardev::{ChardevAdd, ChardevInfo, ChardevRemove, ChardevResize, ChardevReturn};
 use crate::qmp::introspect::SchemaInfo;
 use crate::qmp::net::{NetdevStats, NetdevThrottle, SetLink};
+use crate::qmp::plug::{self, BlockResize, BlockdevAdd, BlockdevDel, Closefd, DeviceAdd, DeviceDel, Getfd};
 use crate::qmp::reply::{
     CommandInfo, CpuInfo, CpuInfoFast, EventInfo, IOThreadInfo, KvmInfo, MachineInfo, NameInfo, StatusInfo, VersionInfo,
 };
@@ -133,6 +134,20 @@ commands! {
         "netdev_set_throttle" => NetdevSetThrottle(NetdevThrottle) -> Empty,
         /// Plug a NIC's cable in, or pull it.
         "set_link" => SetLink(SetLink) -> Empty,
+        /// Open a file for a later plug.
+        "blockdev-add" => BlockdevAdd(BlockdevAdd) -> Empty,
+        /// Plug what was opened into a slot.
+        "device_add" => DeviceAdd(DeviceAdd) -> Empty,
+        /// Make a disk longer.
+        "block_resize" => BlockResize(BlockResize) -> Empty,
+        /// Unplug a device.
+        "device_del" => DeviceDel(DeviceDel) -> Empty,
+        /// Close a file that no device has.
+        "blockdev-del" => BlockdevDel(BlockdevDel) -> Empty,
+        /// Keep the descriptor that came with this request.
+        "getfd" => Getfd(Getfd) -> Empty,
+        /// Close a descriptor that was kept.
+        "closefd" => Closefd(Closefd) -> Empty,
         /// How much memory the guest shall have.
         "balloon" => Balloon(BalloonArguments) -> Empty,
         /// How much memory the guest has.
@@ -165,6 +180,7 @@ pub fn parse(call: Call) -> Result<Asked> {
     let Some(entry) = COMMANDS.iter().find(|entry| entry.name == call.name) else {
         return Err(Error::new(Kind::NoCommand, format!("The command {} has not been found", call.name)));
     };
+    plug::refuse(entry.name, &call.arguments)?;
     entry.arguments.check(&call.arguments, "").map_err(Error::usage)?;
     (entry.parse)(call.arguments).map_err(|error| Error::usage(format!("the arguments of {}: {error}", entry.name)))
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::qmp::balloon::BalloonInfo;
+use crate::qmp::plug::DeviceDeleted;
 use crate::qmp::schema::{Empty, Object, names, object};
 
 names! {
@@ -142,6 +143,8 @@ events! {
     "BALLOON_CHANGED" => BalloonChanged(BalloonInfo),
     /// The same under QEMU's name.
     "BALLOON_CHANGE" => BalloonChange(BalloonInfo),
+    /// A device is out of its slot.
+    "DEVICE_DELETED" => DeviceDeleted(DeviceDeleted),
     /// This client missed events.
     "EVENTS_LOST" => EventsLost(EventsLost),
 }
@@ -212,6 +215,7 @@ mod tests {
             }),
             Event::BalloonChanged(BalloonInfo { actual: 1 << 30 }),
             Event::BalloonChange(BalloonInfo { actual: 1 << 30 }),
+            Event::DeviceDeleted(DeviceDeleted { device: Some("vdb".into()), path: "vdb".into() }),
             Event::EventsLost(EventsLost { count: 3 }),
         ];
         assert_eq!(events.len(), EVENTS.len());

@@ -97,6 +97,21 @@ pub trait Device: Send + 'static {
 
     /// Chains it holds. At zero, pause and reset are complete.
     fn in_flight(&self) -> usize;
+
+    /// Whether it only keeps a place for another device. It answers each chain at once, and before another takes its
+    /// place also those that still lie in the rings: they were sent when nothing was there, or to what was there before.
+    fn is_vacant(&self) -> bool {
+        false
+    }
+
+    /// Makes durable what was written through it. It may wait: called on a thread of its own, when the device is out of
+    /// its slot and has nothing in flight.
+    ///
+    /// # Errors
+    /// What the host could not keep.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Where a device puts the chains it has finished, and what it changes in its configuration space.

@@ -16,7 +16,7 @@ mod pieces;
 mod ring;
 mod worker;
 
-pub use command::{Activation, Command};
+pub use command::{Activation, Command, Exchanged};
 pub use device::{Completions, Device, Held, Verdict};
 pub use fault::{Fault, FaultLog};
 pub use front::{Front, KickMaker};
@@ -29,6 +29,8 @@ pub use worker::{DEVICE_TAG, Worker};
 #[cfg(test)]
 pub(crate) mod testing;
 
+#[cfg(test)]
+mod exchange_test;
 #[cfg(test)]
 mod front_test;
 #[cfg(test)]

@@ -206,6 +206,11 @@ impl Ring {
         })
     }
 
+    /// Descriptors, and so the most chains that can be in it.
+    pub fn size(&self) -> usize {
+        self.in_flight.len()
+    }
+
     /// Chains popped and not given back, those set aside among them.
     pub fn in_flight(&self) -> usize {
         self.flying

@@ -2,10 +2,12 @@
 //!
 //! A test acts as the driver: it negotiates, builds rings and chains (well formed or not), kicks, turns the loop and
 //! looks. What KVM would do is two plain eventfds: the kick and the interrupt line. `Vring` is the driver's side of one
-//! queue, `Holding` a device that keeps what it is given until it is told, `Metered` one that is limited. Test threads
+//! queue, `Holding` a device that keeps what it is given until it is told, `Keeper` one that keeps a
+//! place, `Metered` one that is limited. Test threads
 //! only.
 
 mod holding;
+mod keeper;
 mod metered;
 mod vring;
 
@@ -18,6 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use holding::{Held, Holding};
+pub use keeper::Keeper;
 pub use metered::{Hand, Metered};
 pub use vring::{Desc, INDIRECT, NEXT, Vring, WRITE};
 

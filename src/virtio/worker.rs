@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use log::error;
 
-use super::command::{Activation, Command};
+use super::command::{Activation, Command, Exchanged};
 use super::device::{Completions, Device};
 use super::fault::{Fault, FaultLog};
 use super::interrupt::Interrupt;
-use super::page::Page;
+use super::page::{CONFIG_BYTES, Page};
 use super::ring::{Ring, Served};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver};
 use crate::qos::Wait;
 
@@ -55,6 +55,8 @@ pub struct Worker {
     armed_ns: Option<u64>,
     /// A driver has the device, and has not broken the rules since.
     live: bool,
+    /// What it has agreed on.
+    features: u64,
     /// Control has stopped the machine.
     paused: bool,
     /// What the device was last told of the two.
@@ -62,13 +64,15 @@ pub struct Worker {
     /// Waiting for the last request in flight: a reset's slip and pauses' slips.
     reset: Option<Done<()>>,
     pauses: Vec<Done<()>>,
+    /// Also waiting for that: the device that takes its place, and the slip in which it leaves.
+    exchange: Option<(Box<dyn Device>, Done<Exchanged>)>,
     log: FaultLog,
 }
 
 impl Worker {
     /// A worker for `device`, which writes its configuration to `page`.
     pub fn new(device: Box<dyn Device>, page: Arc<Page>, interrupt: Interrupt, commands: Receiver<Command>) -> Self {
-        device.write_config(&page);
+        configure(&*device, &page);
         Worker {
             device,
             page,
@@ -80,17 +84,19 @@ impl Worker {
             timer: None,
             armed_ns: None,
             live: false,
+            features: 0,
             paused: false,
             running: false,
             reset: None,
             pauses: Vec::new(),
+            exchange: None,
             log: FaultLog::default(),
         }
     }
 
     /// Tells the device if it may work from now on, or may not any more.
     fn tell_running(&mut self, cx: &mut Cx<'_>) {
-        let running = self.live && !self.paused;
+        let running = self.live && !self.paused && self.exchange.is_none();
         if std::mem::replace(&mut self.running, running) != running {
             self.device.set_running(running, cx);
         }
@@ -114,18 +120,36 @@ impl Worker {
             Command::Resume => {
                 self.paused = false;
                 self.tell_running(cx);
+                if self.exchange.is_some() {
+                    // It has every ring looked at when it is done.
+                    return;
+                }
                 // A ring that is not empty has been kicked once, and a kick that has ever rung is told when it is
                 // heard again: so no chain is left behind, whatever the pause interrupted (G20).
                 self.hear_kicks(Interest::READ, cx);
                 // What was due during the pause was not served; the time has earned what its device lets it earn.
                 self.ask_again(cx);
             }
+            Command::Exchange(device, done) => match self.exchange {
+                None => {
+                    // Not served from here on: what the driver sends now is not for the device that leaves.
+                    self.exchange = Some((device, done));
+                    self.tell_running(cx);
+                    self.hear_kicks(Interest::NONE, cx);
+                }
+                Some(_) => {
+                    let refusal =
+                        Error::host(format!("device \"{}\": another takes its place already", self.device.id()));
+                    done.end(Err((device, refusal)));
+                }
+            },
             Command::Dump(done) => done.end(self.dump()),
         }
     }
 
     fn activate(&mut self, activation: Activation, cx: &mut Cx<'_>) {
         self.rings = activation.rings;
+        self.features = activation.features;
         self.device.begin(activation.features, &self.page, cx.now_ns());
         for (queue, kick) in activation.kicks {
             match cx.own(kick, queue) {
@@ -140,7 +164,7 @@ impl Worker {
                 }
             }
         }
-        if self.paused {
+        if self.paused || self.exchange.is_some() {
             // Masked like those of before, so that the resume tells what rings meanwhile.
             self.hear_kicks(Interest::NONE, cx);
         }
@@ -183,7 +207,7 @@ impl Worker {
     /// Serves the queues that wait, each once, whether or not they are due: first the one of which nothing has gone for
     /// the longest, so that none gets what is another's. Idle if there is none.
     fn serve_waiting(&mut self, cx: &mut Cx<'_>) -> Flow {
-        if self.paused || !self.queues.iter().any(|queue| queue.waits) {
+        if self.paused || self.exchange.is_some() || !self.queues.iter().any(|queue| queue.waits) {
             return Flow::Idle;
         }
         self.queues.sort_unstable_by_key(|queue| queue.went);
@@ -241,7 +265,7 @@ impl Worker {
 
     /// Serves one batch of a queue.
     fn serve(&mut self, queue: usize, cx: &mut Cx<'_>) -> Flow {
-        if !self.live || self.paused {
+        if !self.live || self.paused || self.exchange.is_some() {
             return Flow::Idle;
         }
         let Some(Some(ring)) = self.rings.get_mut(queue) else { return Flow::Idle };
@@ -291,8 +315,63 @@ impl Worker {
         Ok(())
     }
 
+    /// Puts `device` in the place of the present one, which has nothing in flight. Its own watches are set up first, so
+    /// what is refused leaves everything as it was.
+    fn exchange(&mut self, mut device: Box<dyn Device>, done: Done<Exchanged>, cx: &mut Cx<'_>) {
+        if self.device.is_vacant()
+            && let Err(fault) = self.clear_rings(cx)
+        {
+            self.fault(fault, cx);
+        }
+        let before = cx.watches(DEVICE_TAG);
+        match device.attach(cx) {
+            Ok(()) => {
+                before.into_iter().for_each(|watch| cx.unwatch(watch));
+                let gone = std::mem::replace(&mut self.device, device);
+                self.running = false;
+                configure(&*self.device, &self.page);
+                if self.live {
+                    self.device.begin(self.features, &self.page, cx.now_ns());
+                    self.interrupt.config();
+                }
+                done.end(Ok(gone));
+            }
+            Err(e) => {
+                let half_done = cx.watches(DEVICE_TAG).into_iter().filter(|watch| !before.contains(watch));
+                half_done.for_each(|watch| cx.unwatch(watch));
+                done.end(Err((device, e)));
+            }
+        }
+        self.tell_running(cx);
+        // Whoever is there now is asked about what came meanwhile, and about what the other had told to wait.
+        self.queues.iter_mut().for_each(|queue| queue.waits = true);
+        if !self.paused {
+            self.hear_kicks(Interest::READ, cx);
+            self.ask_again(cx);
+        }
+    }
+
+    /// Has the device, which answers at once, answer all that is in the rings now, whether or not the machine is paused.
+    fn clear_rings(&mut self, cx: &mut Cx<'_>) -> std::result::Result<(), Fault> {
+        if !self.live {
+            return Ok(());
+        }
+        let (device, now_ns) = (&mut self.device, cx.now_ns());
+        for (queue, ring) in self.rings.iter_mut().enumerate() {
+            if let Some(ring) = ring {
+                // No more chains than this can have been there when the command came.
+                let all = ring.size();
+                ring.serve(all, now_ns, |chain| device.process(queue, chain, now_ns))?;
+            }
+        }
+        self.settle(cx)
+    }
+
     /// One line: whose state, how far each ring is, what is in flight.
     fn dump(&self) -> String {
+        if self.device.is_vacant() {
+            return format!("{}: {}", self.device.id(), if self.live { "vacant" } else { "vacant, no driver" });
+        }
         let state = match (self.live, self.paused, self.queues.iter().any(|queue| queue.waits)) {
             (false, ..) => "no driver",
             (true, true, _) => "paused",
@@ -323,7 +402,7 @@ impl Worker {
     }
 
     /// Ends the slips that wait for the last request in flight, once it is back.
-    fn end_drained(&mut self) {
+    fn end_drained(&mut self, cx: &mut Cx<'_>) {
         if self.device.in_flight() > 0 {
             return;
         }
@@ -335,7 +414,19 @@ impl Worker {
         for done in self.pauses.drain(..) {
             done.end(());
         }
+        if let Some((device, done)) = self.exchange.take() {
+            self.exchange(device, done, cx);
+        }
     }
+}
+
+/// Writes the configuration of `device` to the page in one change, so that a driver never reads half of it.
+fn configure(device: &dyn Device, page: &Page) {
+    let written = Page::default();
+    device.write_config(&written);
+    let mut bytes = [0; CONFIG_BYTES];
+    written.config(0, &mut bytes);
+    page.set_config(0, &bytes);
 }
 
 impl Handler for Worker {
@@ -378,8 +469,8 @@ impl Handler for Worker {
             }
             queue => self.kicked(queue as usize, cx),
         };
-        if self.reset.is_some() || !self.pauses.is_empty() {
-            self.end_drained();
+        if self.reset.is_some() || !self.pauses.is_empty() || self.exchange.is_some() {
+            self.end_drained(cx);
         }
         Ok(flow)
     }

@@ -2,7 +2,9 @@
 //! commands and events.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use loopvisor::qmp::command::COMMANDS;
 use loopvisor::qmp::event::EVENTS;
 use serde_json::{Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::monitor::PATIENCE;
 
@@ -112,9 +115,14 @@ impl Client {
 
     /// Sends a command, without waiting.
     pub fn ask(&mut self, command: &str) -> u64 {
+        self.ask_with(command, &json!({}))
+    }
+
+    /// The same of a command with arguments.
+    pub fn ask_with(&mut self, command: &str, arguments: &Value) -> u64 {
         self.next_id += 1;
         let id = self.next_id;
-        self.send(&json!({"execute": command, "id": id}).to_string());
+        self.send(&json!({"execute": command, "arguments": arguments, "id": id}).to_string());
         id
     }
 
@@ -127,15 +135,24 @@ impl Client {
     /// The same of a command with arguments.
     #[track_caller]
     pub fn call_with(&mut self, command: &str, arguments: &Value) -> Value {
-        self.next_id += 1;
-        let id = self.next_id;
-        self.send(&json!({"execute": command, "arguments": arguments, "id": id}).to_string());
+        let id = self.ask_with(command, arguments);
         let mut answer = self.answer();
         assert_eq!(answer["id"], id, "{command}: {answer}");
         let value = answer["return"].take();
         let entry = COMMANDS.iter().find(|entry| entry.name == command).expect("a command of the table");
         assert_eq!(entry.returns.check(&value, command), Ok(()), "{value}");
         value
+    }
+
+    /// The same, with a descriptor beside the bytes.
+    #[track_caller]
+    pub fn send_with(&mut self, command: &str, arguments: &Value, file: &File) -> Value {
+        let text = json!({"execute": command, "arguments": arguments}).to_string();
+        let sent = self.stream.send_with_fd(text.as_bytes(), file.as_raw_fd()).expect("the monitor takes what is sent");
+        assert_eq!(sent, text.len());
+        let mut answer = self.answer();
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
+        answer["return"].take()
     }
 
     /// The class and text of the error that this text brings about.

@@ -22,6 +22,7 @@ mod lifecycle;
 mod machine;
 mod net;
 mod pause;
+mod plug;
 mod qmp;
 mod qmp_hostile;
 mod rng;

@@ -26,7 +26,8 @@ async def main(path):
         for command in await client.execute('query-commands'):
             if command['name'].startswith('query-'):
                 await client.execute(command['name'])
-        [disk] = await client.execute('query-block')
+        [disk, *empty] = await client.execute('query-block')
+        assert len(empty) == 5 and not any('inserted' in slot for slot in empty), empty
         assert disk['device'] == 'vda' and disk['inserted']['drv'] == 'raw'
         assert (await client.execute('query-kvm'))['enabled']
         memory = (await client.execute('query-balloon'))['actual']

@@ -1,6 +1,6 @@
 //! The management protocol on its real socket: the socket's file, the conversation, the answers.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -157,15 +157,27 @@ fn the_greeting_comes_first_and_negotiation_before_anything_else() {
 fn every_command_answers_in_the_shape_that_the_schema_says() {
     let Some(monitor) = whole_machine() else { return };
     let mut client = monitor.qmp();
+    let data = monitor.folder.path("data.img");
+    File::create(&data).unwrap().set_len(1 << 20).unwrap();
     for entry in COMMANDS.iter().filter(|entry| !["qmp_capabilities", "system_reset", "quit"].contains(&entry.name)) {
-        // `call_with` holds the answer against the table.
         let path = monitor.folder.path("console");
+        // `call_with` holds the answer against the table, which has the commands of a plug in an order that works.
         let arguments = match entry.name {
             // After it was removed: they stand in this order in the table.
             "chardev-remove" => json!({"id": "con0"}),
             "chardev-add" => json!({"id": "con0", "backend": {"type": "socket", "data":
                 {"addr": {"type": "unix", "data": {"path": path}}}}}),
             "chardev-resize" => json!({"id": "con0", "cols": 80, "rows": 25}),
+            "blockdev-add" => json!({"node-name": "data", "file": {"filename": data.to_str()}}),
+            "device_add" => json!({"id": "dev", "driver": "virtio-blk-mmio", "drive": "data"}),
+            "block_resize" => json!({"device": "dev", "size": 2 << 20}),
+            "device_del" => json!({"id": "dev"}),
+            "blockdev-del" => json!({"node-name": "data"}),
+            "getfd" => {
+                client.send_with("getfd", &json!({"fdname": "fd1"}), &File::open(&data).unwrap());
+                continue;
+            }
+            "closefd" => json!({"fdname": "fd1"}),
             "block_set_io_throttle" => json!({"id": "vda"}),
             "netdev_set_throttle" => json!({"id": "n0", "pps": 1000}),
             "set_link" => json!({"name": "n0", "up": true}),

@@ -30,6 +30,14 @@ pub enum Throttle {
     Shared(Arc<Mutex<Group>>, usize),
 }
 
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        if let Throttle::Shared(group, member) = self {
+            group.lock().unwrap_or_else(PoisonError::into_inner).leave(*member);
+        }
+    }
+}
+
 impl Throttle {
     pub(super) fn ask(&mut self, now_ns: u64, asked: &Asked) -> Result<(), Wait> {
         match self {

@@ -4,6 +4,7 @@ mod balloon;
 mod blk_check;
 mod blk_hostile;
 mod blk_load;
+mod blk_plug;
 mod blk_reset;
 mod blk_verify;
 mod console;
@@ -31,6 +32,7 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "balloon" => balloon::run(machine.words),
         "blk-check" => blk_check::run(machine.words),
         "blk-load" => blk_load::run(machine.words),
+        "blk-plug" => blk_plug::run(machine.words),
         "blk-verify" => blk_verify::run(machine.words),
         "blk-reset" => blk_reset::run(machine.words),
         "blk-hostile" => blk_hostile::run(machine),

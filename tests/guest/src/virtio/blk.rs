@@ -66,10 +66,11 @@ pub struct Disk {
     pub scratch: Dma,
 }
 
-/// The disks the word `disk=` asks for: a number, or all of them.
+/// The disks the word `disk=` asks for: a number, or all that are no empty slots.
 pub fn chosen(words: Words) -> impl Iterator<Item = (u64, Device)> {
     let wanted = words.get("disk").filter(|&disk| disk != "all").map(|_| words.number("disk", 0));
-    disks(words).filter(move |(number, _)| wanted.is_none_or(|wanted| wanted == *number))
+    let is_there = |device: &Device| [0, 4].iter().any(|offset| device.registers.read32(CONFIG + offset) != 0);
+    disks(words).filter(move |(number, device)| wanted.map_or_else(|| is_there(device), |wanted| wanted == *number))
 }
 
 /// All disks with their numbers, in the order of the command line.

@@ -1,0 +1,462 @@
+//! Hot-plug: disks into the slots of a running machine, and out of them.
+//!
+//! A part of Control. What may wait for a file (opening, closing, making longer) is done by a thread of its own for each
+//! time, and comes back as [`News`]; the exchange itself is the worker's, in the slot's loop. So no command holds up the main
+//! loop, and each is answered when all of it has been done. A slot that is under way refuses everything else. The shapes of
+//! the commands are `qmp::plug`'s. Main thread, but for the errands.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use log::warn;
+use serde_json::{Value, json};
+
+use super::run::Message;
+use crate::config::spec::{Access, Aio, Cache, DriveSpec, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_VIRTIO_DEVICES};
+use crate::devices::block::Order;
+use crate::error::{Error, Kind, Result};
+use crate::event::{Done, Lost, Sender};
+use crate::machine::{DiskSlot, Drive, DriveMaker, Inventory};
+use crate::qmp::plug::{BlockResize, BlockdevAdd, BlockdevAioOptions, DeviceAdd};
+use crate::virtio::{Command, Device, Exchanged};
+
+/// A reply slip of a QMP command.
+type Answer = Done<Result<Value>>;
+
+/// What an errand, or a slot's loop, has to say.
+pub enum News {
+    /// A drive was opened, or not: its id, and who asked.
+    Opened(String, Result<(Box<dyn Device>, Drive)>, Answer),
+    /// A drive was closed.
+    Closed(String, Answer),
+    /// A slot has taken a drive in, or not.
+    Plugged(usize, Box<Drive>, std::result::Result<Exchanged, Lost>, Answer),
+    /// A slot has let its drive go, or not.
+    Unplugged(usize, std::result::Result<Exchanged, Lost>, Answer),
+    /// What the guest wrote to the drive that was in a slot is on its disk, or not.
+    Flushed(Flushed, Result<()>, Answer),
+    /// The drive's file has so many bytes now, or not.
+    Grown(String, Result<u64>, Answer),
+}
+
+/// A drive that has left its slot.
+pub struct Flushed {
+    slot: usize,
+    device: String,
+    node: String,
+    /// It is kept for another device.
+    kept: Option<Node>,
+}
+
+/// A device that is gone, with who asked for that and what there is to answer.
+pub(super) struct Deleted {
+    pub(super) device: String,
+    pub(super) done: Answer,
+    pub(super) answer: Result<Value>,
+}
+
+type Errand = Box<dyn FnOnce() -> News + Send>;
+
+/// A drive that is in no slot.
+struct Node {
+    device: Box<dyn Device>,
+    drive: Drive,
+}
+
+/// The drives that are in no slot, and the way back from errands.
+pub(super) struct Plug {
+    nodes: Vec<Node>,
+    /// Ids of drives that are on their way: being opened, or closed.
+    under_way: Vec<String>,
+    /// Drives that went with their device, the last few: who then deletes them is told that it is done.
+    gone: VecDeque<String>,
+    sender: Sender<Message>,
+}
+
+/// How many drives that are gone are remembered.
+const REMEMBERED: usize = 32;
+/// Errands do not go deep.
+const STACK_BYTES: usize = 256 << 10;
+
+impl Plug {
+    /// No drive; errands come back through `sender`.
+    pub(super) fn new(sender: Sender<Message>) -> Self {
+        Plug { nodes: Vec::new(), under_way: Vec::new(), gone: VecDeque::new(), sender }
+    }
+
+    /// `blockdev-add`: opens and locks a file.
+    pub(super) fn add_node(&mut self, asked: &BlockdevAdd, inventory: &Inventory, done: Answer) {
+        let spec = match self.node_spec(asked, inventory) {
+            Ok(spec) => spec,
+            Err(error) => return done.end(Err(error)),
+        };
+        self.under_way.push(spec.id.clone());
+        let auto_read_only = asked.auto_read_only == Some(true);
+        let maker = inventory.maker.clone();
+        self.send_on_errand(Box::new(move || {
+            let opened = open(&maker, &spec, auto_read_only);
+            News::Opened(spec.id, opened, done)
+        }));
+    }
+
+    /// What is asked, if it can be.
+    fn node_spec(&self, asked: &BlockdevAdd, inventory: &Inventory) -> Result<DriveSpec> {
+        let id = &asked.node_name;
+        check_name("node-name", id)?;
+        let filename = &asked.file.filename;
+        if !(1..=MAX_PATH_BYTES).contains(&filename.len()) {
+            return Err(Error::usage(format!("Parameter 'file.filename' takes a path of 1 to {MAX_PATH_BYTES} bytes")));
+        }
+        let cache = asked.cache.as_ref();
+        if cache.and_then(|cache| cache.no_flush) == Some(true) {
+            return Err(Error::usage(
+                "Parameter 'cache.no-flush': a guest that flushes wants to keep its data; accepted: false",
+            ));
+        }
+        if asked.aio.is_some() && asked.file.aio.is_some() && asked.aio != asked.file.aio {
+            return Err(Error::usage("Parameters 'aio' and 'file.aio' are one; accepted: one of the two"));
+        }
+        let taken = drives(inventory).chain(self.nodes.iter().map(|node| &node.drive)).map(|drive| &drive.spec.id);
+        if taken.chain(&self.under_way).any(|other| other == id) {
+            return Err(Error::usage(format!("Parameter 'node-name': there is a node '{id}' already")));
+        }
+        if self.nodes.len() + self.under_way.len() >= MAX_VIRTIO_DEVICES {
+            return Err(Error::usage(format!(
+                "{MAX_VIRTIO_DEVICES} nodes wait for a device, and no machine has more slots; use device_add or blockdev-del \
+                 first"
+            )));
+        }
+        let mut spec = DriveSpec::new(id, PathBuf::from(filename));
+        if asked.read_only == Some(true) {
+            spec.access = Access::ReadOnly;
+        }
+        if cache.and_then(|cache| cache.direct) == Some(false) {
+            spec.cache = Cache::Buffered;
+        }
+        spec.aio = match asked.aio.or(asked.file.aio) {
+            Some(BlockdevAioOptions::Threads) => Aio::Threads,
+            Some(BlockdevAioOptions::IoUring) => Aio::IoUring,
+            Some(BlockdevAioOptions::Native) | None => Aio::Auto,
+        };
+        Ok(spec)
+    }
+
+    /// `blockdev-del`: closes a file that no device has.
+    pub(super) fn delete_node(&mut self, id: &str, inventory: &Inventory, done: Answer) {
+        if let Some(drive) = drives(inventory).find(|drive| drive.spec.id == *id) {
+            let device = &drive.device;
+            return done
+                .end(Err(Error::usage(format!("Node '{id}' is in use by device '{device}'; use device_del first"))));
+        }
+        if let Some(place) = self.gone.iter().position(|gone| gone == id) {
+            self.gone.remove(place);
+            return done.end(Ok(json!({})));
+        }
+        let Some(place) = self.nodes.iter().position(|node| node.drive.spec.id == *id) else {
+            return done.end(Err(Error::new(Kind::NotFound, format!("Node '{id}' not found"))));
+        };
+        let Node { device, drive } = self.nodes.remove(place);
+        // Nothing was written since it was flushed, if it ever was in a slot; closing may wait all the same.
+        let id = id.to_owned();
+        self.under_way.push(id.clone());
+        self.send_on_errand(Box::new(move || {
+            drop((device, drive));
+            News::Closed(id, done)
+        }));
+    }
+
+    /// `device_add`: a drive into a slot.
+    pub(super) fn add_device(&mut self, asked: &DeviceAdd, inventory: &mut Inventory, done: Answer) {
+        let (slot, node) = match self.plan(asked, inventory) {
+            Ok(plan) => plan,
+            Err(error) => return done.end(Err(error)),
+        };
+        let Node { device, mut drive } = self.nodes.remove(node);
+        drive.device.clone_from(&asked.id);
+        drive.outlives_device = asked.drive.is_some();
+        let disk = &mut inventory.disks[slot];
+        disk.busy = true;
+        self.under_way.push(drive.spec.id.clone());
+        let sender = self.sender.clone();
+        let drive = Box::new(drive);
+        let exchanged = Done::posted(move |exchanged| {
+            // Control lives as long as the loop.
+            let _ = sender.send(Message::Plug(News::Plugged(slot, drive, exchanged, done)));
+        });
+        // A worker that is gone drops the slip, which is posted all the same.
+        let _ = disk.worker.send(Command::Exchange(device, exchanged));
+    }
+
+    /// Into which slot, and which node.
+    fn plan(&self, asked: &DeviceAdd, inventory: &Inventory) -> Result<(usize, usize)> {
+        let DeviceAdd { id, driver, .. } = asked;
+        if !driver.contains("blk") {
+            return Err(Error::usage(format!(
+                "Parameter 'driver' does not accept value '{driver}'; accepted: 'virtio-blk-mmio' and whatever has 'blk' in \
+                 its name"
+            )));
+        }
+        check_name("id", id)?;
+        if drives(inventory).any(|drive| drive.device == *id) {
+            return Err(Error::usage(format!("Parameter 'id': there is a device '{id}' already")));
+        }
+        let wanted = asked.drive.as_ref().unwrap_or(id);
+        let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);
+        let node = place.ok_or_else(|| {
+            let why = match drives(inventory).find(|drive| drive.spec.id == *wanted) {
+                Some(drive) => format!("Node '{wanted}' is in use by device '{}'", drive.device),
+                None => format!("Node '{wanted}' not found; use blockdev-add first"),
+            };
+            Error::new(Kind::NotFound, why)
+        })?;
+        Ok((free_slot(asked, &inventory.disks)?, node))
+    }
+
+    /// `device_del`: a drive out of its slot.
+    pub(super) fn delete_device(&mut self, id: &str, inventory: &mut Inventory, done: Answer) {
+        let of = |disk: &DiskSlot| disk.drive.as_ref().is_some_and(|drive| drive.device == *id);
+        let Some(slot) = inventory.disks.iter().position(of) else {
+            return done.end(Err(Error::new(Kind::NotFound, format!("Device '{id}' not found"))));
+        };
+        let disk = &mut inventory.disks[slot];
+        if disk.busy {
+            let refusal = format!("Device '{id}' is being unplugged already");
+            return done.end(Err(Error::new(Kind::NotActive, refusal)));
+        }
+        disk.busy = true;
+        let sender = self.sender.clone();
+        let exchanged = Done::posted(move |exchanged| {
+            let _ = sender.send(Message::Plug(News::Unplugged(slot, exchanged, done)));
+        });
+        let _ = disk.worker.send(Command::Exchange(inventory.maker.vacant(slot), exchanged));
+    }
+
+    /// `block_resize`: makes the file of a drive in a slot longer.
+    pub(super) fn resize(&mut self, asked: &BlockResize, inventory: &Inventory, done: Answer) {
+        let found = match (&asked.device, &asked.node_name) {
+            (Some(id), None) => (id, drives(inventory).find(|drive| drive.device == *id)),
+            (None, Some(id)) => (id, drives(inventory).find(|drive| drive.spec.id == *id)),
+            _ => return done.end(Err(Error::usage("accepted: one of the parameters 'device' and 'node-name'"))),
+        };
+        let (id, Some(drive)) = found else {
+            return done.end(Err(Error::new(Kind::NotFound, format!("No slot has a disk '{}'", found.0))));
+        };
+        let (backing, bytes) = (drive.backing.clone(), asked.size);
+        let (node, what) = (drive.spec.id.clone(), format!("Disk '{id}' cannot be made {bytes} bytes long"));
+        self.send_on_errand(Box::new(move || {
+            let grown = backing.grow(bytes).map_err(|e| Error::new(e.kind(), what).because(e));
+            News::Grown(node, grown, done)
+        }));
+    }
+
+    /// What an errand or a slot has to say. A device that is gone is for Control to tell of.
+    pub(super) fn hear(&mut self, news: News, inventory: &mut Inventory) -> Option<Deleted> {
+        match news {
+            News::Opened(id, opened, done) => {
+                self.under_way.retain(|other| *other != id);
+                match opened {
+                    Ok((device, drive)) => {
+                        self.gone.retain(|gone| *gone != id);
+                        self.nodes.push(Node { device, drive });
+                        done.end(Ok(json!({})));
+                    }
+                    Err(error) => done.end(Err(error)),
+                }
+            }
+            News::Closed(id, done) => {
+                self.under_way.retain(|other| *other != id);
+                done.end(Ok(json!({})));
+            }
+            News::Plugged(slot, drive, exchanged, done) => {
+                self.under_way.retain(|other| *other != drive.spec.id);
+                let disk = &mut inventory.disks[slot];
+                disk.busy = false;
+                done.end(match exchanged {
+                    Ok(Ok(_vacant)) => {
+                        disk.drive = Some(*drive);
+                        Ok(json!({}))
+                    }
+                    Ok(Err((device, error))) => {
+                        let what = format!("Device '{}' cannot be plugged", drive.device);
+                        self.nodes.push(Node { device, drive: *drive });
+                        Err(Error::host(what).because(error))
+                    }
+                    Err(Lost) => Err(failed(slot)),
+                });
+            }
+            News::Unplugged(slot, exchanged, done) => self.unplugged(slot, exchanged, inventory, done),
+            News::Flushed(Flushed { slot, device, node, kept }, flushed, done) => {
+                self.under_way.retain(|other| *other != node);
+                inventory.disks[slot].busy = false;
+                match kept {
+                    Some(kept) => self.nodes.push(kept),
+                    None => self.remember(node),
+                }
+                let answer = flushed.map(|()| json!({})).map_err(|e| {
+                    let what =
+                        format!("Device '{device}' is unplugged, and what the guest wrote to it last may be lost");
+                    Error::host(what).because(e)
+                });
+                return Some(Deleted { device, done, answer });
+            }
+            News::Grown(id, grown, done) => grow(&id, grown, inventory, done),
+        }
+        None
+    }
+
+    /// A slot has let its drive go: it is flushed, and closed unless it is kept.
+    fn unplugged(
+        &mut self,
+        slot: usize,
+        exchanged: std::result::Result<Exchanged, Lost>,
+        inventory: &mut Inventory,
+        done: Answer,
+    ) {
+        let disk = &mut inventory.disks[slot];
+        let (mut device, drive) = match (exchanged, disk.drive.take()) {
+            (Ok(Ok(device)), Some(drive)) => (device, drive),
+            (exchanged, drive) => {
+                disk.drive = drive;
+                disk.busy = false;
+                let error = match exchanged {
+                    Ok(Err((_vacant, error))) => Error::host("the device cannot be unplugged").because(error),
+                    _ => failed(slot),
+                };
+                return done.end(Err(error));
+            }
+        };
+        self.under_way.push(drive.spec.id.clone());
+        self.send_on_errand(Box::new(move || {
+            let flushed = device.flush();
+            let (device_id, node) = (drive.device.clone(), drive.spec.id.clone());
+            // One that is not kept is closed here, where that may wait.
+            let kept = drive.outlives_device.then_some(Node { device, drive });
+            News::Flushed(Flushed { slot, device: device_id, node, kept }, flushed, done)
+        }));
+    }
+
+    /// Takes note of a drive that went with its device.
+    fn remember(&mut self, node: String) {
+        self.gone.push_back(node);
+        if self.gone.len() > REMEMBERED {
+            self.gone.pop_front();
+        }
+    }
+
+    /// Has `errand` done by a thread of its own, and its news told to Control.
+    fn send_on_errand(&self, errand: Errand) {
+        let errand = Arc::new(Mutex::new(Some(errand)));
+        let (theirs, sender) = (errand.clone(), self.sender.clone());
+        let thread = thread::Builder::new().name("errand".into()).stack_size(STACK_BYTES);
+        if let Err(e) = thread.spawn(move || run(&theirs, &sender)) {
+            // Rather late than never: the loop waits for the file.
+            warn!("hot-plug: start a thread: {e}");
+            run(&errand, &self.sender);
+        }
+    }
+}
+
+/// Does an errand that nobody has begun.
+fn run(errand: &Mutex<Option<Errand>>, sender: &Sender<Message>) {
+    let errand = errand.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(errand) = errand {
+        // Control lives as long as the loop.
+        let _ = sender.send(Message::Plug(errand()));
+    }
+}
+
+/// Opens a drive; for reading only if that is all there is and it would do.
+fn open(maker: &DriveMaker, spec: &DriveSpec, auto_read_only: bool) -> Result<(Box<dyn Device>, Drive)> {
+    match maker.open(spec) {
+        Err(_) if auto_read_only && spec.access == Access::ReadWrite => {
+            maker.open(&DriveSpec { access: Access::ReadOnly, ..spec.clone() })
+        }
+        opened => opened,
+    }
+}
+
+/// Tells the guest that the drive called `id` has become longer, and then who asked for it.
+fn grow(id: &str, grown: Result<u64>, inventory: &mut Inventory, done: Answer) {
+    let bytes = match grown {
+        Ok(bytes) => bytes,
+        Err(error) => return done.end(Err(error)),
+    };
+    let mut drives = inventory.disks.iter_mut().filter_map(|disk| disk.drive.as_mut());
+    let Some(drive) = drives.find(|drive| drive.spec.id == *id) else {
+        // Unplugged meanwhile; the file is as long as was asked.
+        return done.end(Ok(json!({})));
+    };
+    drive.size_bytes = bytes;
+    let told =
+        Done::posted(move |told: std::result::Result<(), Lost>| done.end(told.map(|()| json!({})).map_err(gone)));
+    let _ = drive.orders.send(Order::Grow(told));
+}
+
+fn drives(inventory: &Inventory) -> impl Iterator<Item = &Drive> {
+    inventory.disks.iter().filter_map(|disk| disk.drive.as_ref())
+}
+
+fn gone(_: Lost) -> Error {
+    Error::new(Kind::NotActive, "the disk has left its slot meanwhile, or its slot has failed")
+}
+
+fn failed(slot: usize) -> Error {
+    Error::new(Kind::NotActive, format!("Disk slot {slot:#x} has failed and is not served any more"))
+}
+
+fn check_name(parameter: &str, name: &str) -> Result<()> {
+    if (1..=MAX_NAME_CHARS).contains(&name.chars().count()) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("Parameter '{parameter}' takes a name of 1 to {MAX_NAME_CHARS} characters")))
+}
+
+/// The slot that is asked for by `addr` or `lun`, or else the first that is free.
+fn free_slot(asked: &DeviceAdd, disks: &[DiskSlot]) -> Result<usize> {
+    let is_free = |disk: &DiskSlot| disk.drive.is_none() && !disk.busy;
+    let free: Vec<String> =
+        (0..).zip(disks).filter(|(_, disk)| is_free(disk)).map(|(n, _)| format!("{n:#x}")).collect();
+    let accepted = match (disks.len(), free.is_empty()) {
+        (0, _) => "none, for the machine was started without; start it with -machine microvm,disk-slots=N".to_owned(),
+        (count, true) => format!("after device_del of one of the {count} disks (rule D3.4)"),
+        _ => format!("one that is free: {}", free.join(", ")),
+    };
+    let refuse = |what: String| Err(Error::usage(format!("{what}; accepted: {accepted}")));
+    let by_lun = asked.lun.map(|lun| lun as usize + 1);
+    let by_addr = match &asked.addr {
+        None => None,
+        Some(addr) => match number(addr) {
+            None => {
+                return refuse(format!("Parameter 'addr' takes the number of a slot, 0x0 is the first, not '{addr}'"));
+            }
+            number => number,
+        },
+    };
+    let slot = match (by_addr, by_lun) {
+        (Some(addr), Some(lun)) if addr != lun => {
+            return refuse(format!("Parameters 'addr' and 'lun' name two slots, {addr:#x} and {lun:#x}"));
+        }
+        (Some(slot), _) | (None, Some(slot)) => slot,
+        (None, None) => match disks.iter().position(is_free) {
+            None => return refuse("No disk slot is free".to_owned()),
+            Some(slot) => slot,
+        },
+    };
+    match disks.get(slot) {
+        None => refuse(format!("There is no disk slot {slot:#x}")),
+        Some(disk) if is_free(disk) => Ok(slot),
+        Some(DiskSlot { drive: Some(drive), .. }) => {
+            refuse(format!("Disk slot {slot:#x} has device '{}'", drive.device))
+        }
+        Some(_) => refuse(format!("Disk slot {slot:#x} is under way")),
+    }
+}
+
+/// A number as `addr` has it: `0x1`, or `1`.
+fn number(text: &str) -> Option<usize> {
+    let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |digits| (digits, 16));
+    let plain = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    plain.then(|| usize::from_str_radix(digits, radix).ok()).flatten()
+}

@@ -1,0 +1,212 @@
+//! The shapes around hot-plug: what the commands take, and what is told when a device is gone.
+//!
+//! Names and members are QEMU's, as far as the system we replace has them. What is refused at a plug with a rule of its own
+//! is refused here, by name, whatever its value. What a command does is `control::plug`'s.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::qmp::schema::{names, object};
+
+names! {
+    /// What a node is.
+    pub enum BlockdevDriver {
+        /// Raw bytes.
+        "raw" => Raw,
+        /// The same: a file.
+        "file" => File,
+        /// The same: a block device.
+        "host_device" => HostDevice,
+    }
+
+    /// What is behind a node: which of the two is seen by looking.
+    pub enum BlockdevFileDriver {
+        /// A regular file.
+        "file" => File,
+        /// A block device.
+        "host_device" => HostDevice,
+    }
+
+    /// How requests reach the file.
+    pub enum BlockdevAioOptions {
+        /// A pool of threads.
+        "threads" => Threads,
+        /// io_uring where the host has it, threads elsewhere.
+        "native" => Native,
+        /// io_uring or an error.
+        "io_uring" => IoUring,
+    }
+
+    /// What becomes of a discard: it is always done where the file can, so both mean the same.
+    pub enum BlockdevDiscardOptions {
+        /// Done all the same.
+        "ignore" => Ignore,
+        /// Done.
+        "unmap" => Unmap,
+    }
+}
+
+object! {
+    /// The arguments of `blockdev-add`.
+    pub struct BlockdevAdd {
+        /// What the drive is called.
+        "node-name" => node_name: String,
+        /// The file.
+        "file" => file: BlockdevFile,
+        /// `raw`, which is what it is anyway.
+        "driver" => driver: Option<BlockdevDriver>,
+        /// How the host caches it.
+        "cache" => cache: Option<BlockdevCacheOptions>,
+        /// Whether the guest is refused writes; false if absent.
+        "read-only" => read_only: Option<bool>,
+        /// Whether it becomes read-only when the file cannot be written; false if absent.
+        "auto-read-only" => auto_read_only: Option<bool>,
+        /// Of no consequence.
+        "discard" => discard: Option<BlockdevDiscardOptions>,
+        /// The same as in `file`.
+        "aio" => aio: Option<BlockdevAioOptions>,
+    }
+
+    /// The file of a node.
+    pub struct BlockdevFile {
+        /// Of no consequence.
+        "driver" => driver: Option<BlockdevFileDriver>,
+        /// The path.
+        "filename" => filename: String,
+        /// How requests reach it; `native` if absent.
+        "aio" => aio: Option<BlockdevAioOptions>,
+    }
+
+    /// How the host caches a node.
+    pub struct BlockdevCacheOptions {
+        /// Whether the page cache is left out; true if absent.
+        "direct" => direct: Option<bool>,
+        /// Whether flushes are ignored: only false is accepted.
+        "no-flush" => no_flush: Option<bool>,
+    }
+
+    /// The arguments of `blockdev-del`.
+    pub struct BlockdevDel {
+        /// The node.
+        "node-name" => node_name: String,
+    }
+
+    /// The arguments of `device_add`.
+    pub struct DeviceAdd {
+        /// What the device is called; the node too, if `drive` is absent.
+        "id" => id: String,
+        /// What it is: a name with `blk` in it.
+        "driver" => driver: String,
+        /// The slot: `0x0` is the first disk.
+        "addr" => addr: Option<String>,
+        /// The same in another form: 0 is the second disk.
+        "lun" => lun: Option<u32>,
+        /// The node, which then outlives the device.
+        "drive" => drive: Option<String>,
+        /// Of no consequence: there is one bus.
+        "bus" => bus: Option<String>,
+        /// Of no consequence: who has the file open is known by its lock.
+        "share-rw" => share_rw: Option<bool>,
+        /// Of no consequence: there are no other devices than modern ones.
+        "disable-modern" => disable_modern: Option<bool>,
+    }
+
+    /// The arguments of `device_del`.
+    pub struct DeviceDel {
+        /// The device.
+        "id" => id: String,
+    }
+
+    /// The arguments of `block_resize`.
+    pub struct BlockResize {
+        /// The device.
+        "device" => device: Option<String>,
+        /// Or its node.
+        "node-name" => node_name: Option<String>,
+        /// The size that it shall have, in bytes.
+        "size" => size: u64,
+    }
+
+    /// The arguments of `getfd`.
+    pub struct Getfd {
+        /// What the descriptor is called from here on.
+        "fdname" => fdname: String,
+    }
+
+    /// The arguments of `closefd`.
+    pub struct Closefd {
+        /// The descriptor's name.
+        "fdname" => fdname: String,
+    }
+
+    /// The data of `DEVICE_DELETED`.
+    pub struct DeviceDeleted {
+        /// The device.
+        "device" => device: Option<String>,
+        /// The same, as in the system we replace.
+        "path" => path: String,
+    }
+}
+
+/// Refuses what a command of that name cannot be given because it is about a device that is being plugged.
+///
+/// # Errors
+/// The argument, the rule, and what to do instead.
+pub fn refuse(command: &str, arguments: &Map<String, Value>) -> Result<()> {
+    let disk = ["blockdev-add", "device_add"].contains(&command);
+    if !disk && command != "netdev_add" {
+        return Ok(());
+    }
+    for name in arguments.keys() {
+        if name == "iothread" {
+            let option = if disk { "-drive" } else { "-netdev" };
+            return Err(Error::usage(format!(
+                "Parameter '{name}': a hot-plugged device cannot be given an iothread (rule D1.5); leave it out, or give the \
+                 device at the start: {option} ...,iothread=NAME"
+            )));
+        }
+        let limits = ["iops", "bps", "throttling", "throttle"];
+        if disk && limits.iter().any(|limit| name.starts_with(limit)) {
+            return Err(Error::usage(format!(
+                "Parameter '{name}': a hot-plugged disk cannot be given limits at the plug (rule D2.5); leave it out, and \
+                 limit the disk when it is plugged: block_set_io_throttle"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(command: &str, arguments: &Value) -> Option<String> {
+        refuse(command, arguments.as_object().expect("an object")).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn rule_d1_5_an_iothread_at_the_plug_is_refused_with_the_way_out_whatever_its_value() {
+        for (command, option) in [("blockdev-add", "-drive"), ("device_add", "-drive"), ("netdev_add", "-netdev")] {
+            for value in [json!("io1"), json!(5), json!(null)] {
+                let told = told(command, &json!({"id": "a", "iothread": value})).expect("is refused");
+                assert!(told.starts_with("Parameter 'iothread': ") && told.contains("(rule D1.5)"), "{told}");
+                assert!(told.ends_with(&format!("{option} ...,iothread=NAME")), "{told}");
+            }
+        }
+        assert_eq!(told("query-status", &json!({"iothread": 1})), None);
+    }
+
+    #[test]
+    fn rule_d2_5_limits_at_the_plug_are_refused_with_the_way_out() {
+        for name in ["iops", "iops-total", "bps_rd", "throttling.iops-total", "throttling-group"] {
+            for command in ["blockdev-add", "device_add"] {
+                let told = told(command, &json!({name: 200})).expect("is refused");
+                assert!(told.starts_with(&format!("Parameter '{name}': ")) && told.contains("(rule D2.5)"), "{told}");
+                assert!(told.ends_with("block_set_io_throttle"), "{told}");
+            }
+        }
+        assert_eq!(told("device_add", &json!({"id": "a", "driver": "virtio-blk-mmio", "addr": "0x1"})), None);
+    }
+}
