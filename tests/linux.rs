@@ -128,7 +128,7 @@ fn a_stock_kernel_finds_everything_there_is_and_its_files_reach_the_images() {
     assert!(["kvm-clock", "tsc"].map(String::from).contains(&monitor.lines("clocksource: ")[0]));
     assert_topology(&monitor, 1);
     assert_eq!(unexpected_warnings(&monitor), Vec::<String>::new());
-    let disks = monitor.lines("disk ");
+    let disks: Vec<_> = monitor.lines("disk ").into_iter().filter(|line| !line.ends_with(": empty slot")).collect();
     let expected = [
         format!("vda: {} bytes, read-write", 48 << 20),
         format!("vdb: {direct_size} bytes, read-write"),
@@ -301,6 +301,69 @@ fn linux_and_the_host_talk_over_vsock_both_ways() {
     ];
     assert_eq!(monitor.lines("vsock: "), expected);
     assert_no_trouble(&monitor);
+}
+
+/// A guest that does with its slots what it is told (tools/linux/tests/plug).
+struct Slots {
+    monitor: Monitor,
+    qmp: Qmp,
+    seen: usize,
+}
+
+impl Slots {
+    /// Has a command carried out, after which it says `expected`.
+    fn run(&mut self, command: &str, expected: &str) {
+        self.monitor.type_line(command);
+        self.seen = self.monitor.wait_for("plug: ready", self.seen).0;
+        let last = self.monitor.lines("plug: ").into_iter().rev().nth(1).unwrap();
+        assert_eq!(last, expected, "{command}");
+    }
+
+    fn plug(&mut self, name: &str, file: &str, addr: &str) {
+        let file = json!({"driver": "file", "filename": file});
+        let node = json!({"node-name": name, "file": file, "cache": {"direct": false}});
+        self.qmp.run_with("blockdev-add", &node);
+        self.qmp.run_with("device_add", &json!({"id": name, "driver": "virtio-blk-mmio", "addr": addr}));
+    }
+}
+
+/// Disks come into slots that Linux found empty, carry a file system, grow, and go; what was written is in their files.
+#[test]
+fn disks_are_plugged_into_slots_that_linux_found_empty_and_what_it_writes_is_in_their_files() {
+    let directory = Directory::new();
+    let source = noise(1_500_160);
+    let (first, images) =
+        (directory.file("source.img"), ["b.img", "c.img"].map(|name| directory.image(name, 16 << 20)));
+    fs::write(&first, &source).unwrap();
+    let drive = format!("id=vda,file={first},direct=off,readonly=on");
+    let monitor = Monitor::start("vmlinuz", "loopvisor.script=plug loglevel=5", &["-drive", &drive]);
+    let qmp = monitor.qmp();
+    let (seen, _) = monitor.wait_for("plug: ready", 0);
+    let mut slots = Slots { monitor, qmp, seen };
+    for disk in ["vdb", "vdf"] {
+        slots.run(&format!("size {disk} 0"), &format!("{disk} has 0 bytes"));
+        slots.run(&format!("read {disk}"), &format!("{disk} is not read"));
+    }
+    for (name, image, addr, disk) in [("one", &images[0], "0x1", "vdb"), ("two", &images[1], "0x5", "vdf")] {
+        slots.plug(name, image, addr);
+        slots.run(&format!("size {disk} {}", 16 << 20), &format!("{disk} has {} bytes", 16 << 20));
+        slots.run(&format!("copy {disk}"), &format!("{disk} copied"));
+    }
+    slots.qmp.run_with("block_resize", &json!({"device": "two", "size": 20 << 20}));
+    slots.run(&format!("size vdf {}", 20 << 20), &format!("vdf has {} bytes", 20 << 20));
+    for (name, image, disk) in [("one", &images[0], "vdb"), ("two", &images[1], "vdf")] {
+        slots.qmp.run_with("device_del", &json!({"id": name}));
+        assert_holds(image, &source[..source.len() / 512 * 512]);
+        slots.run(&format!("size {disk} 0"), &format!("{disk} has 0 bytes"));
+        slots.run(&format!("read {disk}"), &format!("{disk} is not read"));
+    }
+    // Another into the slot of the first.
+    slots.plug("three", &images[1], "0x1");
+    slots.run(&format!("size vdb {}", 20 << 20), &format!("vdb has {} bytes", 20 << 20));
+    slots.run("copy vdb", "vdb copied");
+    slots.monitor.type_line("end");
+    slots.monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(slots.monitor.wait(), 0);
 }
 
 /// A guest that does with its memory what it is told (tools/linux/tests/memory).

@@ -43,7 +43,7 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
             let drives = inventory.disks.iter().filter_map(|disk| disk.drive.as_ref());
             value(drives.map(|drive| blockstats(drive, now_ns)).collect::<Vec<_>>())
         }
-        Command::QueryNetstats => value(inventory.nics.iter().map(net::stats).collect::<Vec<_>>()),
+        Command::QueryNetstats => value(inventory.nics.iter().filter_map(net::stats).collect::<Vec<_>>()),
         Command::QueryMachines => value([MachineInfo {
             name: "microvm".into(),
             is_default: Some(true),
@@ -66,6 +66,8 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
         | Command::BlockResize(_)
         | Command::DeviceDel(_)
         | Command::BlockdevDel(_)
+        | Command::NetdevAdd(_)
+        | Command::NetdevDel(_)
         | Command::Getfd(_)
         | Command::Closefd(_)
         | Command::Balloon(_)

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use crate::error::{Error, Kind, Result};
+use crate::qmp::plug::NetdevAdd;
 
 /// The most descriptors that one client has kept here.
 const MAX_NAMED: usize = 32;
@@ -51,6 +52,25 @@ impl Descriptors {
     /// `closefd`.
     pub(super) fn close(&mut self, name: &str) -> Result<()> {
         self.named.remove(name).map(drop).ok_or_else(|| not_found(name))
+    }
+
+    /// The descriptor that a netdev is to be, if it is to be one: it is the netdev's from here on.
+    pub(super) fn asked_for(&mut self, asked: &NetdevAdd) -> Result<Option<OwnedFd>> {
+        let name = match (&asked.fd, &asked.fds) {
+            (None, None) => return Ok(None),
+            (Some(name), None) | (None, Some(name)) => name,
+            (Some(_), Some(_)) => {
+                return Err(Error::usage("Parameters 'fd' and 'fds' are one; accepted: one of the two"));
+            }
+        };
+        // As clients of the system we replace have it, whose number before the colon means nothing.
+        let name = name.rsplit(':').next().unwrap_or_default();
+        if name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(Error::usage(format!(
+                "'{name}' is a descriptor's number in this process, and might be anybody's; accepted: the name that getfd gave it"
+            )));
+        }
+        self.named.remove(name).map(Some).ok_or_else(|| not_found(name))
     }
 }
 

@@ -1,9 +1,11 @@
-//! Hot-plug: disks into the slots of a running machine, and out of them.
+//! Hot-plug: disks and NICs into the slots of a running machine, and out of them. What is special about NICs is in `nics`.
 //!
 //! A part of Control. What may wait for a file (opening, closing, making longer) is done by a thread of its own for each
 //! time, and comes back as [`News`]; the exchange itself is the worker's, in the slot's loop. So no command holds up the main
 //! loop, and each is answered when all of it has been done. A slot that is under way refuses everything else. The shapes of
 //! the commands are `qmp::plug`'s. Main thread, but for the errands.
+
+mod nics;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::thread;
 use log::warn;
 use serde_json::{Value, json};
 
+use self::nics::{Netdevs, NicNews};
 use super::run::Message;
 use crate::config::spec::{Access, Aio, Cache, DriveSpec, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_VIRTIO_DEVICES};
 use crate::devices::block::Order;
@@ -39,6 +42,8 @@ pub enum News {
     Flushed(Flushed, Result<()>, Answer),
     /// The drive's file has so many bytes now, or not.
     Grown(String, Result<u64>, Answer),
+    /// What there is to say of NICs.
+    Nic(NicNews),
 }
 
 /// A drive that has left its slot.
@@ -72,6 +77,7 @@ pub(super) struct Plug {
     under_way: Vec<String>,
     /// Drives that went with their device, the last few: who then deletes them is told that it is done.
     gone: VecDeque<String>,
+    netdevs: Netdevs,
     sender: Sender<Message>,
 }
 
@@ -83,7 +89,7 @@ const STACK_BYTES: usize = 256 << 10;
 impl Plug {
     /// No drive; errands come back through `sender`.
     pub(super) fn new(sender: Sender<Message>) -> Self {
-        Plug { nodes: Vec::new(), under_way: Vec::new(), gone: VecDeque::new(), sender }
+        Plug { nodes: Vec::new(), under_way: Vec::new(), gone: VecDeque::new(), netdevs: Netdevs::default(), sender }
     }
 
     /// `blockdev-add`: opens and locks a file.
@@ -169,6 +175,9 @@ impl Plug {
 
     /// `device_add`: a drive into a slot.
     pub(super) fn add_device(&mut self, asked: &DeviceAdd, inventory: &mut Inventory, done: Answer) {
+        if asked.driver.contains("net") {
+            return self.add_nic(asked, inventory, done);
+        }
         let (slot, node) = match self.plan(asked, inventory) {
             Ok(plan) => plan,
             Err(error) => return done.end(Err(error)),
@@ -194,14 +203,12 @@ impl Plug {
         let DeviceAdd { id, driver, .. } = asked;
         if !driver.contains("blk") {
             return Err(Error::usage(format!(
-                "Parameter 'driver' does not accept value '{driver}'; accepted: 'virtio-blk-mmio' and whatever has 'blk' in \
-                 its name"
+                "Parameter 'driver' does not accept value '{driver}'; accepted: 'virtio-blk-mmio', \
+                 'virtio-net-mmio', and whatever has 'blk' or 'net' in its name"
             )));
         }
         check_name("id", id)?;
-        if drives(inventory).any(|drive| drive.device == *id) {
-            return Err(Error::usage(format!("Parameter 'id': there is a device '{id}' already")));
-        }
+        check_free(id, inventory)?;
         let wanted = asked.drive.as_ref().unwrap_or(id);
         let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);
         let node = place.ok_or_else(|| {
@@ -218,7 +225,7 @@ impl Plug {
     pub(super) fn delete_device(&mut self, id: &str, inventory: &mut Inventory, done: Answer) {
         let of = |disk: &DiskSlot| disk.drive.as_ref().is_some_and(|drive| drive.device == *id);
         let Some(slot) = inventory.disks.iter().position(of) else {
-            return done.end(Err(Error::new(Kind::NotFound, format!("Device '{id}' not found"))));
+            return self.delete_nic(id, inventory, done);
         };
         let disk = &mut inventory.disks[slot];
         if disk.busy {
@@ -302,6 +309,7 @@ impl Plug {
                 return Some(Deleted { device, done, answer });
             }
             News::Grown(id, grown, done) => grow(&id, grown, inventory, done),
+            News::Nic(news) => return self.hear_nic(news, inventory),
         }
         None
     }
@@ -406,6 +414,15 @@ fn failed(slot: usize) -> Error {
     Error::new(Kind::NotActive, format!("Disk slot {slot:#x} has failed and is not served any more"))
 }
 
+/// No device of any kind has that id.
+fn check_free(id: &str, inventory: &Inventory) -> Result<()> {
+    let nics = inventory.nics.iter().filter_map(|slot| slot.nic.as_ref());
+    if drives(inventory).map(|drive| &drive.device).chain(nics.map(|nic| &nic.device)).any(|device| device == id) {
+        return Err(Error::usage(format!("Parameter 'id': there is a device '{id}' already")));
+    }
+    Ok(())
+}
+
 fn check_name(parameter: &str, name: &str) -> Result<()> {
     if (1..=MAX_NAME_CHARS).contains(&name.chars().count()) {
         return Ok(());
@@ -413,18 +430,45 @@ fn check_name(parameter: &str, name: &str) -> Result<()> {
     Err(Error::usage(format!("Parameter '{parameter}' takes a name of 1 to {MAX_NAME_CHARS} characters")))
 }
 
-/// The slot that is asked for by `addr` or `lun`, or else the first that is free.
+/// What a slot is like to who looks for a free one.
+#[derive(Clone, Copy)]
+enum Occupant<'a> {
+    Nobody,
+    Device(&'a str),
+    /// Something is on its way into it or out of it.
+    UnderWay,
+}
+
+fn occupant<'a>(device: Option<&'a String>, busy: bool) -> Occupant<'a> {
+    match (device, busy) {
+        (Some(device), _) => Occupant::Device(device),
+        (None, true) => Occupant::UnderWay,
+        (None, false) => Occupant::Nobody,
+    }
+}
+
+/// The slot for disks that is asked for by `addr` or `lun`, or else the first that is free.
 fn free_slot(asked: &DeviceAdd, disks: &[DiskSlot]) -> Result<usize> {
-    let is_free = |disk: &DiskSlot| disk.drive.is_none() && !disk.busy;
+    let device = |disk: &'_ DiskSlot| disk.drive.as_ref().map(|drive| drive.device.clone());
+    let devices: Vec<_> = disks.iter().map(|disk| (device(disk), disk.busy)).collect();
+    let slots: Vec<_> = devices.iter().map(|(device, busy)| occupant(device.as_ref(), *busy)).collect();
+    choose("disk", asked, asked.lun.map(|lun| lun as usize + 1), &slots)
+}
+
+/// One of the slots of a kind: that of `addr` or `lun`, or else the first that is free.
+fn choose(kind: &str, asked: &DeviceAdd, by_lun: Option<usize>, slots: &[Occupant<'_>]) -> Result<usize> {
+    let is_free = |slot: &Occupant<'_>| matches!(slot, Occupant::Nobody);
     let free: Vec<String> =
-        (0..).zip(disks).filter(|(_, disk)| is_free(disk)).map(|(n, _)| format!("{n:#x}")).collect();
-    let accepted = match (disks.len(), free.is_empty()) {
-        (0, _) => "none, for the machine was started without; start it with -machine microvm,disk-slots=N".to_owned(),
-        (count, true) => format!("after device_del of one of the {count} disks (rule D3.4)"),
+        (0..).zip(slots).filter(|(_, slot)| is_free(slot)).map(|(n, _)| format!("{n:#x}")).collect();
+    let accepted = match (slots.len(), free.is_empty()) {
+        (0, _) => format!(
+            "none, for the machine was started without; start it with -machine microvm,{}-slots=N",
+            kind.to_lowercase()
+        ),
+        (count, true) => format!("after device_del of one of the {count} {kind}s (rule D3.4)"),
         _ => format!("one that is free: {}", free.join(", ")),
     };
     let refuse = |what: String| Err(Error::usage(format!("{what}; accepted: {accepted}")));
-    let by_lun = asked.lun.map(|lun| lun as usize + 1);
     let by_addr = match &asked.addr {
         None => None,
         Some(addr) => match number(addr) {
@@ -439,19 +483,18 @@ fn free_slot(asked: &DeviceAdd, disks: &[DiskSlot]) -> Result<usize> {
             return refuse(format!("Parameters 'addr' and 'lun' name two slots, {addr:#x} and {lun:#x}"));
         }
         (Some(slot), _) | (None, Some(slot)) => slot,
-        (None, None) => match disks.iter().position(is_free) {
-            None => return refuse("No disk slot is free".to_owned()),
+        (None, None) => match slots.iter().position(is_free) {
+            None => return refuse(format!("No {kind} slot is free")),
             Some(slot) => slot,
         },
     };
-    match disks.get(slot) {
-        None => refuse(format!("There is no disk slot {slot:#x}")),
-        Some(disk) if is_free(disk) => Ok(slot),
-        Some(DiskSlot { drive: Some(drive), .. }) => {
-            refuse(format!("Disk slot {slot:#x} has device '{}'", drive.device))
-        }
-        Some(_) => refuse(format!("Disk slot {slot:#x} is under way")),
-    }
+    let what = match slots.get(slot) {
+        None => format!("There is no {kind} slot {slot:#x}"),
+        Some(Occupant::Nobody) => return Ok(slot),
+        Some(Occupant::Device(device)) => format!("The {kind} slot {slot:#x} has device '{device}'"),
+        Some(Occupant::UnderWay) => format!("The {kind} slot {slot:#x} is under way"),
+    };
+    refuse(what)
 }
 
 /// A number as `addr` has it: `0x1`, or `1`.

@@ -5,6 +5,7 @@
 //! meanwhile stands in line. It holds no device and no socket.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,6 +44,8 @@ pub enum Message {
     Joined(Sender<ToSession>),
     /// A client asks for something.
     Command(Command, Done<Result<Value>>),
+    /// ... and hands over a descriptor for it.
+    CommandWith(Command, OwnedFd, Done<Result<Value>>),
     /// The machine is to end, and why.
     End(ShutdownCause),
     /// A worker has drained or been reset, or is gone.
@@ -131,6 +134,11 @@ impl Control {
                 self.sessions.push(session);
             }
             Message::Command(command, done) => self.command(command, done, cx),
+            Message::CommandWith(Command::NetdevAdd(asked), fd, done) => {
+                self.plug.add_netdev(&asked, Some(fd), &self.inventory, done);
+            }
+            // No other command takes one: it is closed.
+            Message::CommandWith(command, _, done) => self.command(command, done, cx),
             Message::End(cause) => self.finish(cause, End::Wanted),
             Message::Drained => self.worker_done(),
             Message::Dump => dump::log(self.state, &self.inventory, &self.sender),
@@ -198,6 +206,8 @@ impl Control {
             Command::BlockSetIoThrottle(asked) => throttle::set(&asked, &mut self.inventory.disks, done),
             Command::BlockdevAdd(asked) => self.plug.add_node(&asked, &self.inventory, done),
             Command::BlockdevDel(asked) => self.plug.delete_node(&asked.node_name, &self.inventory, done),
+            Command::NetdevAdd(asked) => self.plug.add_netdev(&asked, None, &self.inventory, done),
+            Command::NetdevDel(asked) => self.plug.delete_netdev(&asked.id, &self.inventory, done),
             Command::DeviceAdd(asked) => self.plug.add_device(&asked, &mut self.inventory, done),
             Command::DeviceDel(asked) => self.plug.delete_device(&asked.id, &mut self.inventory, done),
             Command::BlockResize(asked) => self.plug.resize(&asked, &self.inventory, done),

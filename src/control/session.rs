@@ -100,6 +100,16 @@ impl Session {
                 }
                 _ => {}
             }
+            let fd = match &command {
+                Command::NetdevAdd(asked) => match self.descriptors.asked_for(asked) {
+                    Ok(fd) => fd,
+                    Err(error) => {
+                        self.protocol.answer::<Empty>(Err(error));
+                        continue;
+                    }
+                },
+                _ => None,
+            };
             let address = self.address.clone();
             let done = Done::posted(move |answer: std::result::Result<Result<Value>, _>| {
                 // Lost: Control is gone, and the program with it.
@@ -107,7 +117,11 @@ impl Session {
                     let _ = address.send(ToSession::Answer(answer));
                 }
             });
-            let _ = self.control.send(Message::Command(command, done));
+            let message = match fd {
+                Some(fd) => Message::CommandWith(command, fd, done),
+                None => Message::Command(command, done),
+            };
+            let _ = self.control.send(message);
         }
     }
 

@@ -23,7 +23,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::devices::counters::add;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{Cx, Done, Event, Interest, Key, Receiver, Sender, channel};
 use crate::memory::GuestRam;
 use crate::qos::{Bucket, Direction, Limits, Wait};
@@ -70,6 +70,22 @@ pub enum Order {
     SetLimits(Limits, Done<()>),
     /// The cable is plugged in, or pulled.
     SetLink(bool, Done<()>),
+    /// A NIC without a tap gets one: hot-plug. It comes back, with the reason, if it cannot be watched.
+    Plug(Box<Cable>, Done<std::result::Result<(), (Box<Cable>, Error)>>),
+    /// It loses its taps, which come back in the slip, and is called so from then on.
+    Unplug(String, Done<Vec<Tap>>),
+}
+
+/// What a running NIC is plugged into.
+pub struct Cable {
+    /// The name that messages use from then on.
+    pub id: String,
+    /// The tap.
+    pub tap: Tap,
+    /// The largest packet that it carries, in bytes behind the Ethernet header.
+    pub mtu: u16,
+    /// Where its packets are counted.
+    pub counters: Arc<NetCounters>,
 }
 
 /// What a NIC is to the guest, with or without a tap.
@@ -124,6 +140,11 @@ pub struct Net {
     armed_ns: Option<u64>,
     counters: Arc<NetCounters>,
     orders: (Sender<Order>, Receiver<Order>),
+    /// The slips of a plug and an unplug, until the driver has been told.
+    plugs: Vec<Done<std::result::Result<(), (Box<Cable>, Error)>>>,
+    unplugs: Vec<(Vec<Tap>, Done<Vec<Tap>>)>,
+    /// The configuration does not say yet how large a packet may be.
+    resized: bool,
     log: FaultLog,
 }
 
@@ -167,6 +188,9 @@ impl Net {
             armed_ns: None,
             counters: Arc::new(counters),
             orders: channel(),
+            plugs: Vec::new(),
+            unplugs: Vec::new(),
+            resized: false,
             log: FaultLog::default(),
         }
     }
@@ -243,6 +267,60 @@ impl Net {
             // The guest knows, which is what matters.
             info!("netdev \"{}\": show the host its link: {e}", self.setup.id);
         }
+    }
+
+    /// What the present driver leaves to others.
+    fn offloads(&self) -> Offloads {
+        Offloads {
+            checksum: self.has(VIRTIO_NET_F_GUEST_CSUM),
+            tso4: self.has(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: self.has(VIRTIO_NET_F_GUEST_TSO6),
+            ecn: self.has(VIRTIO_NET_F_GUEST_ECN),
+            ufo: self.has(VIRTIO_NET_F_GUEST_UFO),
+        }
+    }
+
+    /// Makes a tap ready for the present driver: what lies in it may be in more segments than that agreed to, and was for
+    /// nobody.
+    fn prepare(&self, tap: &Tap) {
+        if let Err(e) = tap.set_offloads(self.offloads()) {
+            // The host then does itself what it may not leave to the guest.
+            info!("netdev \"{}\": offloads of its tap: {e}", self.setup.id);
+        }
+        tap.discard();
+    }
+
+    /// Goes on with a tap, which is watched. Limits and counters begin anew.
+    fn plug(&mut self, cable: Cable, watch: Key) {
+        let Cable { id, tap, mtu, counters } = cable;
+        info!("netdev \"{id}\": plugged in, MTU {mtu}");
+        (self.setup.id, self.resized) = (id, self.setup.mtu != mtu);
+        self.setup.mtu = mtu;
+        self.bucket = Bucket::new(&Limits::default());
+        counters.tap.store(true, Relaxed);
+        counters.pairs.store(self.active as u64, Relaxed);
+        self.counters = counters;
+        self.plugged = true;
+        self.prepare(&tap);
+        if let Some(pair) = self.pairs.first_mut() {
+            (pair.tap, pair.watch, pair.interest, pair.used) = (Some(tap), Some(watch), Interest::NONE, true);
+            (pair.readable, pair.full, pair.limited_ns) = (true, false, None);
+        }
+    }
+
+    /// Goes on without its taps. Chains that wait for packets go on waiting.
+    fn unplug(&mut self, cx: &mut Cx<'_>) -> Vec<Tap> {
+        info!("netdev \"{}\": unplugged", self.setup.id);
+        for pair in &mut self.pairs {
+            if let Some(watch) = pair.watch.take() {
+                cx.unwatch(watch);
+            }
+            // What came from the one network is not for who is in the next.
+            pair.receive.forget_packet();
+            (pair.full, pair.limited_ns) = (false, None);
+        }
+        self.counters.tap.store(false, Relaxed);
+        self.pairs.iter_mut().filter_map(|pair| pair.tap.take()).collect()
     }
 
     /// A chain of a receiving queue.
@@ -349,6 +427,18 @@ impl Net {
                     self.set_link(up);
                     done.end(());
                 }
+                Order::Plug(cable, done) => match cx.watch(&cable.tap, Interest::NONE, TAPS) {
+                    Ok(watch) => {
+                        self.plug(*cable, watch);
+                        self.plugs.push(done);
+                    }
+                    Err(e) => done.end(Err((cable, e))),
+                },
+                Order::Unplug(id, done) => {
+                    let taps = self.unplug(cx);
+                    self.setup.id = id;
+                    self.unplugs.push((taps, done));
+                }
             }
         }
     }
@@ -382,26 +472,13 @@ impl Device for Net {
 
     fn begin(&mut self, features: u64, _page: &Page, _now_ns: u64) {
         self.agreed = features;
-        let offloads = Offloads {
-            checksum: self.has(VIRTIO_NET_F_GUEST_CSUM),
-            tso4: self.has(VIRTIO_NET_F_GUEST_TSO4),
-            tso6: self.has(VIRTIO_NET_F_GUEST_TSO6),
-            ecn: self.has(VIRTIO_NET_F_GUEST_ECN),
-            ufo: self.has(VIRTIO_NET_F_GUEST_UFO),
-        };
         let mergeable = self.has(VIRTIO_NET_F_MRG_RXBUF);
         for pair in &mut self.pairs {
             pair.receive.begin(mergeable);
             pair.transmit.begin();
             (pair.readable, pair.full, pair.limited_ns) = (true, false, None);
-            let Some(tap) = &pair.tap else { continue };
-            if let Err(e) = tap.set_offloads(offloads) {
-                // The host then does itself what it may not leave to the guest.
-                info!("netdev \"{}\": offloads of its tap: {e}", self.setup.id);
-            }
-            // They may be in more segments than this driver agreed to, and were for nobody.
-            tap.discard();
         }
+        self.pairs.iter().filter_map(|pair| pair.tap.as_ref()).for_each(|tap| self.prepare(tap));
         // Several are used when the driver says so (section 5.1.6.5.5).
         self.use_pairs(1);
     }
@@ -478,6 +555,11 @@ impl Device for Net {
             let status = if up { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
             completions.set_config(CONFIG_STATUS, &status.to_le_bytes());
         }
+        if std::mem::take(&mut self.resized) {
+            completions.set_config(CONFIG_MTU, &self.setup.mtu.to_le_bytes());
+        }
+        self.plugs.drain(..).for_each(|done| done.end(Ok(())));
+        self.unplugs.drain(..).for_each(|(taps, done)| done.end(taps));
         self.look_out(cx);
     }
 

@@ -15,7 +15,7 @@ use crate::error::{Context, Result};
 #[derive(Debug)]
 pub struct Irq {
     vm: Arc<Vm>,
-    fd: EventFd,
+    fd: Arc<EventFd>,
     gsi: u32,
 }
 
@@ -28,16 +28,12 @@ impl Irq {
     pub fn new(vm: &Arc<Vm>, gsi: u32) -> Result<Irq> {
         let fd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context(|| "interrupt: make an eventfd")?;
         vm.fd().register_irqfd(&fd, gsi).context(|| format!("interrupt {gsi}: hand its eventfd to KVM"))?;
-        Ok(Irq { vm: vm.clone(), fd, gsi })
+        Ok(Irq { vm: vm.clone(), fd: Arc::new(fd), gsi })
     }
 
-    /// A copy of the descriptor, for whoever raises the interrupt without owning the line. It does nothing once the line
-    /// is gone.
-    ///
-    /// # Errors
-    /// EMFILE.
-    pub fn eventfd(&self) -> Result<EventFd> {
-        self.fd.try_clone().context(|| format!("interrupt {}: duplicate its eventfd", self.gsi))
+    /// The descriptor, for whoever raises the interrupt without owning the line. It does nothing once the line is gone.
+    pub fn eventfd(&self) -> Arc<EventFd> {
+        self.fd.clone()
     }
 
     /// Raises the interrupt once. Several raises before the guest looks are one.

@@ -79,12 +79,12 @@ impl Board {
         let front = Front::new(
             &*device,
             page.clone(),
-            Interrupt::new(page.clone(), line.eventfd()?),
+            Interrupt::new(page.clone(), line.eventfd()),
             sender.clone(),
             self.vm.ram().clone(),
             make_kick,
         );
-        let worker = Box::new(Worker::new(device, page.clone(), Interrupt::new(page, line.eventfd()?), receiver));
+        let worker = Box::new(Worker::new(device, page.clone(), Interrupt::new(page, line.eventfd()), receiver));
         match iothread {
             Some(remote) => {
                 let (done, waiter) = Done::waited();

@@ -93,10 +93,18 @@ impl Machine {
             let worker = board.plug(device, home(iothread), main)?;
             disk_slots.push(DiskSlot { worker, drive, busy: false });
         }
-        let mut nics = Vec::with_capacity(spec.nics.len());
-        for (asked, (net, nic)) in spec.nics.iter().zip(devices) {
-            nics.push(nic);
-            board.plug(Box::new(net), home(asked.iothread.as_deref()), main)?;
+        let mut devices = spec.nics.iter().zip(devices);
+        let mut nics = Vec::new();
+        for number in 0..spec.slots().nics {
+            let (net, slot, iothread) = match devices.next() {
+                Some((asked, (net, slot))) => (net, slot, asked.iothread.as_deref()),
+                None => {
+                    let (net, slot) = parts::nic::vacant(number, &ram);
+                    (net, slot, None)
+                }
+            };
+            nics.push(slot);
+            board.plug(Box::new(net), home(iothread), main)?;
         }
         let mut balloon = None;
         if let Some(asked) = spec.balloons.first() {
@@ -127,7 +135,7 @@ impl Machine {
             name: spec.name.clone(),
             vcpus: Arc::new([]),
             workers: soldered.workers,
-            hardware: Hardware::new(buses.clone(), vm, power_button.eventfd()?),
+            hardware: Hardware::new(buses.clone(), vm, power_button.eventfd()),
             disks: disk_slots,
             consoles,
             nics,

@@ -21,12 +21,12 @@ use crate::memory;
 pub struct Hardware {
     buses: Buses,
     vm: Arc<Vm>,
-    power_button: EventFd,
+    power_button: Arc<EventFd>,
 }
 
 impl Hardware {
     /// Of a machine of these buses, and of this interrupt for its power button.
-    pub fn new(buses: Buses, vm: Arc<Vm>, power_button: EventFd) -> Hardware {
+    pub fn new(buses: Buses, vm: Arc<Vm>, power_button: Arc<EventFd>) -> Hardware {
         Hardware { buses, vm, power_button }
     }
 

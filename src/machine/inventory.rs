@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::hardware::Hardware;
 use super::parts::drive::DriveMaker;
-use crate::config::net::{Mac, NicSpec};
+use crate::config::net::Mac;
 use crate::config::spec::{BalloonSpec, DriveSpec};
 use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, Order as BlockOrder};
@@ -52,8 +52,8 @@ pub struct Inventory {
     pub disks: Vec<DiskSlot>,
     /// In the order of the command line.
     pub consoles: Vec<Console>,
-    /// In the order of the command line.
-    pub nics: Vec<Nic>,
+    /// The slots for NICs, by number.
+    pub nics: Vec<NicSlot>,
     /// Id and loop of each iothread, in the order of the command line.
     pub iothreads: Vec<(String, Remote)>,
     /// The main loop.
@@ -120,18 +120,32 @@ pub struct Drive {
     pub outlives_device: bool,
 }
 
+/// A slot for a NIC as the control plane knows it.
+pub struct NicSlot {
+    /// Its address, which stays with the slot: a driver asks once.
+    pub mac: Mac,
+    /// Pairs of queues.
+    pub queue_pairs: u16,
+    /// The way to tell it what is wanted.
+    pub orders: Sender<net::Order>,
+    /// What it is plugged into; none if nothing.
+    pub nic: Option<Nic>,
+    /// Something is on its way into it or out of it.
+    pub busy: bool,
+}
+
 /// A NIC as the control plane knows it.
 pub struct Nic {
-    /// What its user asked for.
-    pub spec: NicSpec,
+    /// The id of the device: that of the netdev, unless a plug gave another.
+    pub device: String,
+    /// The id of the tap among netdevs.
+    pub netdev: String,
     /// The name of its tap.
     pub tap: Option<String>,
-    /// Its address.
-    pub mac: Mac,
     /// What limits it now.
     pub limits: Limits,
     /// What it has done.
     pub counters: Arc<NetCounters>,
-    /// The way to tell it what is wanted.
-    pub orders: Sender<net::Order>,
+    /// Whether the netdev is there without the device: `netdev_del` ends it, and not the unplug.
+    pub outlives_device: bool,
 }

@@ -13,7 +13,9 @@ use crate::qmp::block::{BlockIOThrottle, BlockInfo, BlockStats};
 use crate::qmp::chardev::{ChardevAdd, ChardevInfo, ChardevRemove, ChardevResize, ChardevReturn};
 use crate::qmp::introspect::SchemaInfo;
 use crate::qmp::net::{NetdevStats, NetdevThrottle, SetLink};
-use crate::qmp::plug::{self, BlockResize, BlockdevAdd, BlockdevDel, Closefd, DeviceAdd, DeviceDel, Getfd};
+use crate::qmp::plug::{
+    self, BlockResize, BlockdevAdd, BlockdevDel, Closefd, DeviceAdd, DeviceDel, Getfd, NetdevAdd, NetdevDel,
+};
 use crate::qmp::reply::{
     CommandInfo, CpuInfo, CpuInfoFast, EventInfo, IOThreadInfo, KvmInfo, MachineInfo, NameInfo, StatusInfo, VersionInfo,
 };
@@ -148,6 +150,10 @@ commands! {
         "getfd" => Getfd(Getfd) -> Empty,
         /// Close a descriptor that was kept.
         "closefd" => Closefd(Closefd) -> Empty,
+        /// Open a tap for a later plug.
+        "netdev_add" => NetdevAdd(NetdevAdd) -> Empty,
+        /// Close a tap that no device has.
+        "netdev_del" => NetdevDel(NetdevDel) -> Empty,
         /// How much memory the guest shall have.
         "balloon" => Balloon(BalloonArguments) -> Empty,
         /// How much memory the guest has.

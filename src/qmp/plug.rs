@@ -37,6 +37,12 @@ names! {
         "io_uring" => IoUring,
     }
 
+    /// What is behind a NIC.
+    pub enum NetClientDriver {
+        /// A tap of the host.
+        "tap" => Tap,
+    }
+
     /// What becomes of a discard: it is always done where the file can, so both mean the same.
     pub enum BlockdevDiscardOptions {
         /// Done all the same.
@@ -91,18 +97,44 @@ object! {
         "node-name" => node_name: String,
     }
 
+    /// The arguments of `netdev_add`.
+    pub struct NetdevAdd {
+        /// What the tap is called among netdevs.
+        "id" => id: String,
+        /// `tap`, which is what it is anyway.
+        "type" => kind: Option<NetClientDriver>,
+        /// The tap's name on the host.
+        "ifname" => ifname: Option<String>,
+        /// Or the name that `getfd` gave to a descriptor of it.
+        "fd" => fd: Option<String>,
+        /// The same; what stands before a colon is of no consequence.
+        "fds" => fds: Option<String>,
+        /// Pairs of queues: only 1 is accepted.
+        "queues" => queues: Option<u32>,
+        /// Whether the kernel moves the packets: only false is accepted.
+        "vhost" => vhost: Option<bool>,
+    }
+
+    /// The arguments of `netdev_del`.
+    pub struct NetdevDel {
+        /// The netdev.
+        "id" => id: String,
+    }
+
     /// The arguments of `device_add`.
     pub struct DeviceAdd {
         /// What the device is called; the node too, if `drive` is absent.
         "id" => id: String,
-        /// What it is: a name with `blk` in it.
+        /// What it is: a name with `blk` or `net` in it.
         "driver" => driver: String,
-        /// The slot: `0x0` is the first disk.
+        /// The slot: `0x0` is the first disk, or the first NIC.
         "addr" => addr: Option<String>,
         /// The same in another form: 0 is the second disk.
         "lun" => lun: Option<u32>,
         /// The node, which then outlives the device.
         "drive" => drive: Option<String>,
+        /// The netdev, which then outlives the device.
+        "netdev" => netdev: Option<String>,
         /// Of no consequence: there is one bus.
         "bus" => bus: Option<String>,
         /// Of no consequence: who has the file open is known by its lock.
@@ -165,7 +197,19 @@ pub fn refuse(command: &str, arguments: &Map<String, Value>) -> Result<()> {
                  device at the start: {option} ...,iothread=NAME"
             )));
         }
+        if name == "mac" {
+            return Err(Error::usage(
+                "Parameter 'mac': a driver asks a NIC's address once, so it stays with the slot; leave it out, and see \
+                 query-netstats; a NIC of the command line has what -netdev ...,mac= says",
+            ));
+        }
         let limits = ["iops", "bps", "throttling", "throttle"];
+        if command == "netdev_add" && limits.iter().any(|limit| name.starts_with(limit)) {
+            return Err(Error::usage(format!(
+                "Parameter '{name}': a hot-plugged NIC cannot be given limits at the plug; leave it out, and limit the NIC when \
+                 it is plugged: netdev_set_throttle"
+            )));
+        }
         if disk && limits.iter().any(|limit| name.starts_with(limit)) {
             return Err(Error::usage(format!(
                 "Parameter '{name}': a hot-plugged disk cannot be given limits at the plug (rule D2.5); leave it out, and \
@@ -195,6 +239,11 @@ mod tests {
                 assert!(told.ends_with(&format!("{option} ...,iothread=NAME")), "{told}");
             }
         }
+        for command in ["device_add", "netdev_add"] {
+            assert!(told(command, &json!({"mac": 1})).expect("is refused").starts_with("Parameter 'mac': "));
+        }
+        let limits = told("netdev_add", &json!({"bps": 1})).expect("is refused");
+        assert!(limits.ends_with("netdev_set_throttle"), "{limits}");
         assert_eq!(told("query-status", &json!({"iothread": 1})), None);
     }
 

@@ -18,13 +18,15 @@ pub struct Pieces {
     iov: Vec<IoVec>,
     /// Those before it have been taken away.
     first: usize,
+    /// Made when a call is first given it: most of those that could be never are.
     overflow: Vec<u8>,
+    overflow_bytes: usize,
 }
 
 impl Pieces {
     /// None yet, in `ram`; with an overflow of so many bytes.
     pub fn new(ram: Arc<GuestMemoryMmap>, overflow: usize) -> Self {
-        Pieces { ram, iov: Vec::with_capacity(2 * MAX_IOVECS), first: 0, overflow: vec![0; overflow] }
+        Pieces { ram, iov: Vec::new(), first: 0, overflow: Vec::new(), overflow_bytes: overflow }
     }
 
     /// How many there are.
@@ -97,6 +99,9 @@ impl Pieces {
 
     /// Calls with the first `count` and the overflow behind them.
     pub(super) fn with_overflow<T>(&mut self, count: usize, call: impl FnOnce(&[IoVec]) -> T) -> T {
+        if self.overflow.len() < self.overflow_bytes {
+            self.overflow.resize(self.overflow_bytes, 0);
+        }
         let overflow = IoVec::new(&VolatileSlice::from(&mut self.overflow[..]));
         let end = (self.first + count).min(self.iov.len());
         // In the place of the piece that comes next, if there is one.

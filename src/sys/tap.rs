@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString, c_int, c_uint, c_ulong};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::io::{IoVec, MAX_IOVECS};
@@ -113,6 +113,17 @@ impl Tap {
         }
         // SAFETY: an open descriptor that was handed to us by its number, and is used under no other name.
         Tap { file: unsafe { OwnedFd::from_raw_fd(fd) } }.prepare()
+    }
+
+    /// Takes over a descriptor that is ours already; it is closed if it is not what it is to be.
+    ///
+    /// # Errors
+    /// As [`Tap::adopt`].
+    pub fn own(fd: OwnedFd) -> io::Result<Tap> {
+        let tap = Tap::adopt(fd.as_raw_fd())?;
+        // It is the tap's now.
+        let _ = fd.into_raw_fd();
+        Ok(tap)
     }
 
     fn prepare(self) -> io::Result<Tap> {

@@ -1,7 +1,7 @@
 //! `Interrupt`: how a device half reaches the driver: a status bit in the [`Page`], then the irqfd.
 //!
 //! The bit goes first: the driver reads the status when the interrupt arrives. One decision and one write a batch. The
-//! irqfd itself belongs to KVM's side (`kvm::irq`); this is a copy of its descriptor. Worker's and vCPU's threads.
+//! irqfd itself belongs to KVM's side (`kvm::irq`); this shares its descriptor. Worker's and vCPU's threads.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use super::page::{INTERRUPT_CONFIG, INTERRUPT_USED, Page};
 /// One device's interrupt line.
 pub struct Interrupt {
     page: Arc<Page>,
-    line: EventFd,
+    line: Arc<EventFd>,
 }
 
 impl Interrupt {
     /// The interrupt of the device that `page` belongs to, raised through `line`.
-    pub fn new(page: Arc<Page>, line: EventFd) -> Self {
-        Interrupt { page, line }
+    pub fn new(page: Arc<Page>, line: impl Into<Arc<EventFd>>) -> Self {
+        Interrupt { page, line: line.into() }
     }
 
     /// A used ring has moved.

@@ -23,6 +23,7 @@ mod machine;
 mod net;
 mod pause;
 mod plug;
+mod plug_net;
 mod qmp;
 mod qmp_hostile;
 mod rng;

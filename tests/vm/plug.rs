@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::monitor::{Monitor, Setup};
+use crate::monitor::{Monitor, PATIENCE, Setup};
 use crate::stall::Stall;
 
 const SIZE: u64 = 8 << 20;
@@ -81,7 +81,7 @@ fn marked(file: &Path) -> Vec<u64> {
 
 /// The numbers behind `ok=` and `errors=` in the last line about the end of a load.
 fn load_ended(monitor: &Monitor) -> [u64; 2] {
-    let ended = monitor.serial.wait(crate::monitor::PATIENCE, |text, _| {
+    let ended = monitor.serial.wait(PATIENCE, |text, _| {
         let (_, line) = text.rsplit_once("load ended ok=")?;
         let (ok, rest) = line.split_once(" errors=")?;
         let (errors, _) = rest.split_once('\n')?;
@@ -120,7 +120,10 @@ fn what_was_written_before_an_unplug_is_on_the_disk_and_what_was_on_its_way_ends
         client.call_with("device_add", &json!({"id": "data", "driver": "virtio-blk-device", "lun": 1}));
         monitor.serial.expect("plug: disk=2 sectors=");
         let written = |client: &mut Client| client.call("query-blockstats")[0]["stats"]["wr_operations"].as_u64();
-        assert!((0..100_000).any(|_| written(&mut client) > Some(200)), "the load goes on");
+        let until = Instant::now() + PATIENCE;
+        while written(&mut client) < Some(200) {
+            assert!(Instant::now() < until, "the load stands still");
+        }
         unplug(&mut client, "data");
         let [ok, errors] = load_ended(&monitor);
         assert!(ok >= 200 && (1..=32).contains(&errors), "ok {ok}, errors {errors}");
@@ -137,12 +140,16 @@ fn what_was_written_before_an_unplug_is_on_the_disk_and_what_was_on_its_way_ends
 fn a_request_to_a_disk_that_was_pulled_never_reaches_the_one_that_is_plugged_next() {
     let Some((mut monitor, mut client)) = guest("load=on depth=32 count=32", |setup| setup) else { return };
     let [first, second] = [("a.img", SIZE), ("b.img", 2 * SIZE)].map(|(name, bytes)| image(&monitor, name, bytes));
+    // Requests lie in the ring when the machine stands: a second's worth is two.
+    client.call("stop");
     plug(&mut client, "a", &first, "0x0");
-    monitor.serial.expect("plug: disk=0 sectors=");
-    // Requests lie in the ring when the machine stands: a second's worth is one.
-    client.call_with("block_set_io_throttle", &json!({"device": "a", "iops": 1}));
+    client.call_with("block_set_io_throttle", &json!({"device": "a", "iops": 2}));
+    client.call("cont");
     let waiting = |client: &mut Client| client.call("query-blockstats")[0]["stats"]["throttled_operations"].as_u64();
-    assert!((0..100_000).any(|_| waiting(&mut client) >= Some(31)), "the guest goes on");
+    let until = Instant::now() + PATIENCE;
+    while waiting(&mut client) < Some(30) {
+        assert!(Instant::now() < until, "the guest stands still");
+    }
     client.call("stop");
     unplug(&mut client, "a");
     plug(&mut client, "b", &second, "0x0");
@@ -151,7 +158,7 @@ fn a_request_to_a_disk_that_was_pulled_never_reaches_the_one_that_is_plugged_nex
     client.call("cont");
     let [_, errors] = load_ended(&monitor);
     assert_eq!(writes, 0);
-    assert!((25..=32).contains(&errors), "of the 32 in the ring {errors} failed, and the rest went to the other disk");
+    assert!((20..=32).contains(&errors), "of the 32 in the ring {errors} failed, and the rest went to the other disk");
     monitor.serial.expect("sectors=32768 id=b get_id=0 write=0 read=0 same=1");
     monitor.type_in("q");
     monitor.expect_ok();
@@ -191,7 +198,7 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
         ("device_add", device("spare", "-1"), "GenericError", &["'addr'", "'-1'"]),
         ("device_add", device("spare", ""), "GenericError", &["'addr'"]),
         ("device_add", device("spare", "0x6"), "GenericError", &["no disk slot 0x6", "0x1"]),
-        ("device_add", device("spare", "0x0"), "GenericError", &["slot 0x0", "'root'", "free: 0x1"]),
+        ("device_add", device("spare", "0x0"), "GenericError", &["slot 0x0 has device 'root'", "free: 0x1"]),
         ("device_add", device("spare", "0x2"), "GenericError", &["slot 0x2", "'data'"]),
         ("device_add", with(device("spare", "0x2"), "lun", json!(3)), "GenericError", &["0x2 and 0x4"]),
         ("device_add", device("nobody", "0x1"), "DeviceNotFound", &["'nobody'", "blockdev-add"]),
@@ -202,7 +209,7 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
             "DeviceNotFound",
             &["in use by device 'data'"],
         ),
-        ("device_add", json!({"id": "spare", "driver": "virtio-gpu"}), "GenericError", &["'virtio-gpu'", "blk"]),
+        ("device_add", json!({"id": "spare", "driver": "virtio-gpu"}), "GenericError", &["'virtio-gpu'", "blk", "net"]),
         ("device_del", json!({"id": "spare"}), "DeviceNotFound", &["'spare'"]),
         ("blockdev-del", json!({"node-name": "data"}), "GenericError", &["device 'data'", "device_del"]),
         ("blockdev-del", json!({"node-name": "nobody"}), "DeviceNotFound", &["'nobody'"]),

@@ -228,6 +228,7 @@ fn clients_that_come_and_go_leave_nothing_behind() {
 #[test]
 fn when_descriptors_ran_out_and_there_are_some_again_clients_are_served_again() {
     let Some(setup) = Setup::guest("mode=idle") else { return };
+    let setup = setup.option("-machine", "microvm,disk-slots=0,nic-slots=0");
     let monitor = setup.under(&["sh", "-c", "ulimit -n 40 && exec \"$@\"", "sh"]).start();
     let clients: Vec<Client> = (0..32).map(|_| monitor.connect()).collect();
     monitor.log.expect("Too many open files");

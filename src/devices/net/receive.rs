@@ -88,14 +88,14 @@ impl Receive {
         Receive {
             pieces: Pieces::new(ram.clone(), MAX_PACKET_BYTES),
             ram,
-            waiting: VecDeque::with_capacity(queue_size.into()),
+            waiting: VecDeque::new(),
             room: 0,
             want: HEADER_BYTES,
             packet: None,
             held: HeldSince::default(),
             mergeable: false,
             queue_size: queue_size.into(),
-            finished: Vec::with_capacity(queue_size.into()),
+            finished: Vec::new(),
         }
     }
 
@@ -109,6 +109,12 @@ impl Receive {
         self.packet = None;
         self.held = HeldSince::default();
         self.mergeable = mergeable;
+    }
+
+    /// The tap is gone, and with it the packet that was held back; the chains wait for the next.
+    pub fn forget_packet(&mut self) {
+        self.packet = None;
+        self.held = HeldSince::default();
     }
 
     /// Whether a packet may be read now, with as many chains as it is likely to need.

@@ -1,26 +1,30 @@
-//! From a NIC's specification to its device: the tap that it is on, and its address. Main thread.
+//! From a NIC's specification to its device: the tap that it is on, and its address; and what stands where none is plugged
+//! in. Main thread, but for [`cable`].
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::info;
 
-use crate::config::net::{Mac, NicSpec, TapSpec};
-use crate::devices::net::{Net, Setup};
+use crate::config::net::{Mac, NicSpec, QUEUE_SIZE, TapSpec};
+use crate::devices::net::{Cable, Net, Setup};
 use crate::error::{Context, Error, Result};
-use crate::machine::inventory::Nic;
+use crate::machine::inventory::{Nic, NicSlot};
 use crate::memory::GuestRam;
-use crate::qos::Bucket;
+use crate::qos::{Bucket, Limits};
 use crate::sys::tap::Tap;
 
+/// The largest packet unless somebody says otherwise: Ethernet's.
+const ETHERNET_MTU: u16 = 1500;
 /// The largest packet that a guest is told of: what an IP packet can have.
 const MAX_MTU: u32 = 65535;
 
 /// The device of one NIC, and what the control plane knows of it.
-pub fn net(nic: &NicSpec, ram: &Arc<GuestRam>) -> Result<(Net, Nic)> {
+pub fn net(nic: &NicSpec, ram: &Arc<GuestRam>) -> Result<(Net, NicSlot)> {
     let taps = open(&nic.id, &nic.tap)?;
-    let (mut name, mut mtu) = (None, 1500);
+    let (mut name, mut mtu) = (None, u32::from(ETHERNET_MTU));
     if let Some(tap) = taps.first() {
         let what = || format!("netdev \"{}\": look at its tap", nic.id);
         name = Some(tap.name().context(what)?);
@@ -38,14 +42,51 @@ pub fn net(nic: &NicSpec, ram: &Arc<GuestRam>) -> Result<(Net, Nic)> {
     };
     let device = Net::new(setup, taps, Bucket::new(&nic.tap.limits), ram.clone());
     let part = Nic {
-        spec: nic.clone(),
+        device: nic.id.clone(),
+        netdev: nic.id.clone(),
         tap: name,
-        mac,
         limits: nic.tap.limits,
         counters: device.counters(),
-        orders: device.orders(),
+        outlives_device: false,
     };
-    Ok((device, part))
+    let (queue_pairs, orders) = (nic.tap.queue_pairs, device.orders());
+    Ok((device, NicSlot { mac, queue_pairs, orders, nic: Some(part), busy: false }))
+}
+
+/// The NIC of slot number `slot` without a cable, and the slot.
+pub fn vacant(slot: usize, ram: &Arc<GuestRam>) -> (Net, NicSlot) {
+    let mac = made_up();
+    let setup = Setup { id: vacant_id(slot), mac: mac.0, mtu: ETHERNET_MTU, pairs: 1, queue_size: QUEUE_SIZE };
+    let device = Net::new(setup, Vec::new(), Bucket::new(&Limits::default()), ram.clone());
+    let slot = NicSlot { mac, queue_pairs: 1, orders: device.orders(), nic: None, busy: false };
+    (device, slot)
+}
+
+/// What the NIC of slot number `slot` is called while nothing is plugged into it.
+pub fn vacant_id(slot: usize) -> String {
+    format!("NIC slot {slot:#x}")
+}
+
+/// Opens the tap called `name` for a later plug, or takes over one that was handed to us: without limits and without an
+/// iothread (rule D1.5). It takes a lock of the kernel's, so it is called on a thread of its own.
+///
+/// # Errors
+/// What the host refuses, with the way out.
+pub fn cable(id: &str, name: Option<&str>, fd: Option<OwnedFd>) -> Result<(Cable, String)> {
+    let tap = match (fd, name) {
+        (Some(fd), _) => Tap::own(fd).map_err(|e| {
+            let why = "the descriptor is none of a tap with a virtio header";
+            let text = format!("netdev \"{id}\": {why}; accepted: one opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR");
+            Error::host(text).because(e)
+        })?,
+        (None, name) => {
+            let name = name.unwrap_or_default();
+            Tap::open(name, false).map_err(|e| refused(id, name, false, e))?
+        }
+    };
+    let name = tap.name().context(|| format!("netdev \"{id}\": look at its tap"))?;
+    let mtu = tap.mtu().unwrap_or(ETHERNET_MTU.into()).min(MAX_MTU) as u16;
+    Ok((Cable { id: id.to_owned(), tap, mtu, counters: Arc::default() }, name))
 }
 
 /// An address that nobody was given, of those that anybody may use: QEMU's.
