@@ -114,7 +114,7 @@ struct Pair {
     readable: bool,
     /// There is no room to write.
     full: bool,
-    /// The limit holds what is to be read until then.
+    /// The limit holds what is to be read until then, or others have their turn before.
     limited_ns: Option<u64>,
     /// The kernel puts packets into it.
     used: bool,
@@ -331,7 +331,7 @@ impl Net {
         }
         let pair = &mut self.pairs[place];
         // A chain that cannot be used at the moment stays in the ring, and the driver does not kick for the next.
-        if !pair.readable || pair.limited_ns.is_some_and(|until_ns| now_ns < until_ns) {
+        if !pair.readable || pair.limited_ns.is_some() {
             return later;
         }
         if !pair.receive.add(chain) {
@@ -349,7 +349,6 @@ impl Net {
     fn pump(&mut self, place: usize, now_ns: u64, all: bool) {
         let pair = &mut self.pairs[place];
         let Some(tap) = &pair.tap else { return };
-        pair.limited_ns = None;
         match pair.receive.pump(tap, &mut self.bucket, &self.counters.receive, now_ns, all) {
             Stop::Empty => pair.readable = false,
             Stop::Chains => {}
@@ -512,7 +511,12 @@ impl Device for Net {
     fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> bool {
         match event.tag {
             ORDERS => self.take_orders(cx),
-            LIMIT => self.armed_ns = None,
+            LIMIT => {
+                self.armed_ns = None;
+                let now_ns = cx.now_ns();
+                let due = |pair: &&mut Pair| pair.limited_ns.is_some_and(|until_ns| until_ns <= now_ns);
+                self.pairs.iter_mut().filter(due).for_each(|pair| pair.limited_ns = None);
+            }
             _ if event.is_hang_up() => self.lose_tap(Some(cx)),
             tag => {
                 let Some(pair) = self.pairs.get_mut((tag - TAPS) as usize) else { return false };
@@ -540,7 +544,9 @@ impl Device for Net {
         for place in 0..self.pairs.len() {
             let queue = 2 * place;
             // Chains that came before the ring ran dry are all that there will be for now.
-            if self.running && self.is_up() && self.pairs[place].readable && !completions.has_more(queue) {
+            let pair = &self.pairs[place];
+            let reads = self.running && self.is_up() && pair.readable && pair.limited_ns.is_none();
+            if reads && !completions.has_more(queue) {
                 self.pump(place, now_ns, true);
             }
             let finished = &mut self.pairs[place].receive.finished;

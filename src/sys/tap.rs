@@ -245,6 +245,21 @@ impl Tap {
     }
 }
 
+/// For tests: something that keeps packets apart like a tap, and its other end. It has no interface.
+#[cfg(test)]
+pub fn pair() -> (Tap, std::os::unix::net::UnixDatagram) {
+    let mut fds = [0; 2];
+    // SAFETY: the kernel writes two descriptors, which are ours.
+    let made = unsafe {
+        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) == 0
+            && libc::fcntl(fds[0], libc::F_SETFL, libc::O_NONBLOCK) == 0
+    };
+    assert!(made);
+    // SAFETY: as above.
+    let [tap, other] = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    (Tap { file: tap }, other.into())
+}
+
 fn ioctl(fd: BorrowedFd<'_>, request: c_ulong, argument: c_ulong) -> io::Result<()> {
     // SAFETY: every caller passes what the request takes: a number, or the address of what it reads and writes.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request as _, argument) } {

@@ -18,7 +18,7 @@ ip link set tap0 mtu ${MTU:-1500} up
 exec \"$@\"";
 
 /// Whether a namespace with a tap can be had, and the programs for it; says so if not.
-fn has_taps() -> bool {
+pub fn has_taps() -> bool {
     let tried = Command::new("unshare").args(["-n", "sh", "-c", "ip tuntap add dev t mode tap && ping -V"]).output();
     let good = tried.as_ref().is_ok_and(|output| output.status.success());
     if !good {
@@ -36,6 +36,11 @@ fn setup_with(words: &str, netdev: &str, environment: &str) -> Option<Setup> {
     let setup = Setup::guest(&format!("{words} end=acpi"))?.option("-netdev", &format!("id=n0,netdev=tap0{netdev}"));
     let setup = setup.under(&["unshare", "-n", "sh", "-c", &script, "sh"]);
     Some(setup.stdin(Stdio::piped()))
+}
+
+/// The same machine in such a namespace, with a NIC.
+pub fn with_nic(setup: Setup) -> Setup {
+    setup.option("-netdev", "id=n0,netdev=tap0").under(&["unshare", "-n", "sh", "-c", NAMESPACE, "sh"])
 }
 
 fn setup(words: &str, netdev: &str) -> Option<Setup> {
@@ -158,8 +163,6 @@ fn a_stop_leaves_packets_with_the_host_and_no_packet_is_lost_across_a_thousand_s
     let line = "ping -q -c 200 -i 0.002 -W 30 10.0.0.2";
     let mut ping =
         Command::new("nsenter").args(["-t", &pid, "-n", "sh", "-c", line]).stdout(Stdio::piped()).spawn().unwrap();
-    let queued = || must(&monitor, "cat /sys/class/net/tap0/statistics/tx_packets; ip -s link show tap0");
-    let _ = queued();
     std::thread::sleep(std::time::Duration::from_millis(600));
     let sleeps = rest(&monitor, "io1");
     std::thread::sleep(std::time::Duration::from_millis(300));
