@@ -39,7 +39,7 @@ test: ## run every test: unit, property, bare-metal guest on /dev/kvm, Linux end
 	@tools/deps build linux boot test
 	@tools/run-tests
 
-lint: ## check formatting, clippy, documentation and shell scripts; a warning is an error
+lint: ## check formatting, clippy, documentation, shell and Python scripts; a warning is an error
 	@tools/deps build lint
 	@tools/lint
 

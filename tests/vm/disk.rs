@@ -149,7 +149,7 @@ fn a_hostile_guest_harms_itself_alone_and_the_log_stays_short() {
 
 /// A machine with a disk that blocks and a good one on the same loop. The file comes last and so is dropped first: who waits
 /// for it could not be ended.
-fn with_a_stalling_disk(words: &str, home: &str) -> Option<(Monitor, Stall)> {
+pub fn with_a_stalling_disk(words: &str, home: &str) -> Option<(Monitor, Stall)> {
     let setup = Setup::guest(words)?;
     let stall = Stall::new(&setup.folder, SIZE)?;
     let (mounting, device) = stall.mounting();

@@ -27,4 +27,5 @@ mod plug_net;
 mod qmp;
 mod qmp_hostile;
 mod rng;
+mod shell;
 mod vsock;

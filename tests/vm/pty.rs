@@ -30,6 +30,13 @@ impl Pty {
         Pty { keys, line, screen }
     }
 
+    /// Its size; it has none at first.
+    pub fn resize(&self, rows: u32, columns: u32) {
+        let line = Stdio::from(self.line.try_clone().unwrap());
+        let words = ["rows", &rows.to_string(), "columns", &columns.to_string()];
+        assert!(Command::new("stty").args(words).stdin(line).status().expect("stty runs").success());
+    }
+
     pub fn type_in(&mut self, keys: &[u8]) {
         self.keys.write_all(keys).unwrap();
     }
