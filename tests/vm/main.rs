@@ -1,8 +1,8 @@
 //! The real program with the bare-metal guest on /dev/kvm: what a user sees of a machine, from outside.
 //!
-//! `monitor` starts the program and ends it, `client` speaks QMP, `stall` is a file that blocks, `pty` a terminal; the
-//! other modules are the tests, a theme each. Where there is no /dev/kvm each test says so and is skipped. Every wait
-//! is bounded, and a test that fails prints all that the monitor and its guest said.
+//! `monitor` starts the program and ends it, `client` speaks QMP, `stall` is a file that blocks, `pty` a terminal and
+//! `terminal` a program on one; the other modules are the tests, a theme each. Where there is no /dev/kvm each test says
+//! so and is skipped. Every wait is bounded, and a test that fails prints all that the monitor and its guest said.
 //!
 //! The guest is built from `tests/guest`, or named by LOOPVISOR_GUEST.
 
@@ -13,12 +13,14 @@ mod monitor;
 mod proc;
 mod pty;
 mod stall;
+mod terminal;
 
 mod balloon;
 mod console;
 mod disk;
 mod iothread;
 mod lifecycle;
+mod looptop;
 mod machine;
 mod net;
 mod pause;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::disk::with_a_stalling_disk;
 use crate::monitor::{Folder, Monitor, PATIENCE, Setup, skipped};
-use crate::pty::Pty;
+use crate::terminal::OnTerminal;
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/qmp-shell")
@@ -266,85 +266,31 @@ fn a_reader_that_leaves_and_a_full_disk_bring_no_traceback() {
     }
 }
 
-/// The shell on a terminal of its own.
-struct Shell {
-    pty: Pty,
-    child: Child,
-    /// How much of the screen's text has been looked at.
-    seen: usize,
-    before: String,
+/// The shell on a terminal, at its first prompt. Its history is in `home`; `plain` is without colours.
+fn start(monitor: &Monitor, home: &Path, plain: bool) -> OnTerminal {
+    let (script, socket) = (script(), monitor.socket());
+    let words = ["python3", script.to_str().unwrap(), socket.to_str().unwrap()];
+    let colours = if plain { "1" } else { "" };
+    let mut shell = OnTerminal::start(&words, &[("HOME", home.to_str().unwrap()), ("NO_COLOR", colours)]);
+    shell.expect("^D leaves.");
+    shell.expect(">");
+    shell
 }
 
-impl Shell {
-    /// Starts it, and waits for its first prompt. Its history is in `home`; `plain` is without colours.
-    fn start(monitor: &Monitor, home: &Path, plain: bool) -> Shell {
-        let pty = Pty::new();
-        pty.resize(24, 80);
-        let before = pty.settings();
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", "python3"]).arg(script()).arg(monitor.socket());
-        command.env("TERM", "xterm").env("HOME", home).env_remove("XDG_STATE_HOME").env_remove("NO_COLOR");
-        if plain {
-            command.env("NO_COLOR", "1");
-        }
-        let line = || Stdio::from(pty.line.try_clone().unwrap());
-        let child = command.stdin(line()).stdout(line()).stderr(line()).spawn().expect("setsid runs");
-        let mut shell = Shell { pty, child, seen: 0, before };
-        shell.expect("^D leaves.");
-        shell.expect(">");
-        shell
-    }
-
-    /// Waits until the screen has this after what was looked at so far.
-    #[track_caller]
-    fn expect(&mut self, part: &str) {
-        let seen = self.seen;
-        let end = self.pty.screen.wait(PATIENCE, |text, _| text[seen..].find(part).map(|at| seen + at + part.len()));
-        let rest = || self.pty.screen.text()[seen..].to_owned();
-        self.seen = end.unwrap_or_else(|| panic!("{part:?} does not come after: {:?}", rest()));
-    }
-
-    fn type_in(&mut self, keys: &str) {
-        self.pty.type_in(keys.as_bytes());
-    }
-
-    /// Types a line and waits for what its answer has, and for the next prompt: what is typed before that, the terminal
-    /// itself would take for editing.
-    #[track_caller]
-    fn answer(&mut self, line: &str, part: &str) {
-        self.type_in(&format!("{line}\r"));
-        self.expect(part);
-        self.expect(">");
-    }
-
-    /// Its status; the terminal must be as it was.
-    #[track_caller]
-    fn status(&mut self) -> i32 {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                assert_eq!(self.pty.settings(), self.before);
-                assert!(!self.pty.screen.text().contains("Traceback"), "{}", self.pty.screen.text());
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < until, "the shell does not end: {}", self.pty.screen.text());
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Types a line and waits for what its answer has, and for the next prompt: what is typed before that, the terminal itself
+/// would take for editing.
+#[track_caller]
+fn answer(shell: &mut OnTerminal, line: &str, part: &str) {
+    shell.type_in(&format!("{line}\r"));
+    shell.expect(part);
+    shell.expect(">");
 }
 
 #[test]
 fn an_event_is_shown_above_the_prompt_and_what_was_typed_stays() {
     let Some(monitor) = machine() else { return };
     let mut client = monitor.qmp();
-    let mut shell = Shell::start(&monitor, &monitor.folder.path(""), true);
+    let mut shell = start(&monitor, &monitor.folder.path(""), true);
     shell.type_in("query-satus");
     shell.expect("query-satus");
     // The cursor is put behind the first `s`, where a letter is missing.
@@ -352,7 +298,7 @@ fn an_event_is_shown_above_the_prompt_and_what_was_typed_stays() {
     client.call("stop");
     shell.expect(" STOP\r\n");
     shell.expect("web1> query-satus");
-    shell.answer("t", "{\"running\": false, \"singlestep\": false, \"status\": \"paused\"}");
+    answer(&mut shell, "t", "{\"running\": false, \"singlestep\": false, \"status\": \"paused\"}");
     // The same of a line that takes three rows.
     let long = format!("block_set_io_throttle id={}", "y".repeat(200));
     shell.type_in(&long);
@@ -360,9 +306,9 @@ fn an_event_is_shown_above_the_prompt_and_what_was_typed_stays() {
     client.call("cont");
     shell.expect(" RESUME\r\n");
     shell.expect("web1> block_set_io_throttle id=yyy");
-    shell.answer("z", &format!("Device '{}z' not found", "y".repeat(200)));
+    answer(&mut shell, "z", &format!("Device '{}z' not found", "y".repeat(200)));
     // Several at once, while nothing is typed, and as an answer comes.
-    shell.answer("stop", " STOP\r\n");
+    answer(&mut shell, "stop", " STOP\r\n");
     shell.type_in("exit\r");
     assert_eq!(shell.status(), 0);
 }
@@ -371,7 +317,7 @@ fn an_event_is_shown_above_the_prompt_and_what_was_typed_stays() {
 fn tab_completes_commands_arguments_and_values() {
     let Some(monitor) = machine() else { return };
     let mut client = monitor.qmp();
-    let mut shell = Shell::start(&monitor, &monitor.folder.path(""), true);
+    let mut shell = start(&monitor, &monitor.folder.path(""), true);
     shell.type_in("block_\t");
     shell.expect("block_set_io_throttle ");
     shell.type_in("i\t");
@@ -379,17 +325,17 @@ fn tab_completes_commands_arguments_and_values() {
     shell.expect("iops_size=");
     shell.type_in("d=\t");
     shell.expect("id=vda ");
-    shell.answer("iops_s\t512", "{}");
+    answer(&mut shell, "iops_s\t512", "{}");
     assert_eq!(client.call("query-block")[0]["inserted"]["iops_size"], 512);
     // An argument that was given is not offered again.
     shell.type_in("balloon value=128M v\t\x15");
-    shell.answer("help SHUT\t", "SHUTDOWN: an event");
+    answer(&mut shell, "help SHUT\t", "SHUTDOWN: an event");
     shell.type_in("qmp_capabilities en\t\x15");
     shell.expect("enable=");
     // While a completion asks the machine, events come.
     shell.type_in("block_set_io_throttle id=");
     client.call("stop");
-    shell.answer("\tiops=77", "{}");
+    answer(&mut shell, "\tiops=77", "{}");
     assert_eq!(client.call("query-block")[0]["inserted"]["iops"], 77);
     shell.type_in("\x04");
     assert_eq!(shell.status(), 0);
@@ -399,11 +345,11 @@ fn tab_completes_commands_arguments_and_values() {
 #[test]
 fn colours_are_for_terminals_and_not_for_who_wants_none() {
     let Some(monitor) = machine() else { return };
-    let mut shell = Shell::start(&monitor, &monitor.folder.path(""), false);
-    shell.answer("query-kvm", "\x1b[34m\"enabled\"\x1b[m: \x1b[35mtrue\x1b[m");
-    shell.answer("balon", "\x1b[31mbalon is no command");
-    let mut shell = Shell::start(&monitor, &monitor.folder.path(""), true);
-    shell.answer("query-kvm", "{\"enabled\": true, \"present\": true}");
+    let mut shell = start(&monitor, &monitor.folder.path(""), false);
+    answer(&mut shell, "query-kvm", "\x1b[34m\"enabled\"\x1b[m: \x1b[35mtrue\x1b[m");
+    answer(&mut shell, "balon", "\x1b[31mbalon is no command");
+    let mut shell = start(&monitor, &monitor.folder.path(""), true);
+    answer(&mut shell, "query-kvm", "{\"enabled\": true, \"present\": true}");
     assert!(!shell.pty.screen.text().contains("\x1b[3"), "{:?}", shell.pty.screen.text());
 }
 
@@ -411,23 +357,23 @@ fn colours_are_for_terminals_and_not_for_who_wants_none() {
 fn history_is_kept_for_its_owner_alone_and_not_where_it_cannot_be() {
     let Some(monitor) = machine() else { return };
     let home = monitor.folder.path("home");
-    let mut shell = Shell::start(&monitor, &home, true);
-    shell.answer("query-kvm", "enabled");
-    shell.answer(" query-name", "web1");
-    shell.answer("query-kvm", "enabled");
-    shell.answer("query-status", "running");
+    let mut shell = start(&monitor, &home, true);
+    answer(&mut shell, "query-kvm", "enabled");
+    answer(&mut shell, " query-name", "web1");
+    answer(&mut shell, "query-kvm", "enabled");
+    answer(&mut shell, "query-status", "running");
     // It is written at once: a shell that is killed loses nothing.
     drop(shell);
     let file = home.join(".local/state/loopvisor/qmp-shell_history");
     assert_eq!(fs::read_to_string(&file).unwrap(), "query-kvm\nquery-status\n");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    let mut shell = Shell::start(&monitor, &home, true);
+    let mut shell = start(&monitor, &home, true);
     shell.type_in("\x1b[A\x1b[A\r");
     shell.expect("{\"enabled\": true, \"present\": true}");
     drop(shell);
-    let mut shell = Shell::start(&monitor, Path::new("/proc/nowhere"), true);
-    shell.answer("query-kvm", "enabled");
-    shell.answer("\x1b[A", "enabled");
+    let mut shell = start(&monitor, Path::new("/proc/nowhere"), true);
+    answer(&mut shell, "query-kvm", "enabled");
+    answer(&mut shell, "\x1b[A", "enabled");
     shell.type_in("\x04");
     assert_eq!(shell.status(), 0);
 }
@@ -435,11 +381,11 @@ fn history_is_kept_for_its_owner_alone_and_not_where_it_cannot_be() {
 #[test]
 fn quit_asks_first_and_the_shell_ends_with_the_machine() {
     let Some(mut monitor) = machine() else { return };
-    let mut shell = Shell::start(&monitor, &monitor.folder.path(""), true);
+    let mut shell = start(&monitor, &monitor.folder.path(""), true);
     shell.type_in("quit\r");
     shell.expect("This ends the machine. Go on? [y/N] ");
-    shell.answer("", "web1");
-    shell.answer("query-name", "web1");
+    answer(&mut shell, "", "web1");
+    answer(&mut shell, "query-name", "web1");
     shell.type_in("quit\r");
     shell.expect("[y/N] ");
     shell.type_in("y\r");
@@ -450,7 +396,7 @@ fn quit_asks_first_and_the_shell_ends_with_the_machine() {
 
 #[test]
 fn the_terminal_is_as_before_however_the_shell_ends() {
-    type End = fn(&mut Shell, &Monitor);
+    type End = fn(&mut OnTerminal, &Monitor);
     let ends: [(&str, i32, End); 5] = [
         ("^D", 0, |shell, _| {
             shell.type_in("\x03");
@@ -459,16 +405,14 @@ fn the_terminal_is_as_before_however_the_shell_ends() {
         }),
         ("exit", 0, |shell, _| shell.type_in("\x15exit\r")),
         ("the machine is killed", 2, |_, monitor| monitor.signal("KILL")),
-        ("a signal", 143, |shell, _| {
-            assert!(Command::new("kill").arg(shell.child.id().to_string()).status().unwrap().success());
-        }),
+        ("a signal", 143, |shell, _| shell.signal("TERM")),
         ("the machine quits", 0, |_, monitor| {
             monitor.qmp().call("quit");
         }),
     ];
     for (name, status, end) in ends {
         let Some(monitor) = machine() else { return };
-        let mut shell = Shell::start(&monitor, &monitor.folder.path(""), true);
+        let mut shell = start(&monitor, &monitor.folder.path(""), true);
         shell.type_in("query-st");
         shell.expect("query-st");
         assert_ne!(shell.pty.settings(), shell.before, "{name}");
@@ -488,7 +432,7 @@ fn an_answer_that_is_not_waited_for_is_shown_when_it_comes() {
     stall.stall();
     client.call("cont");
     stall.await_held(1);
-    let mut shell = Shell::start(&monitor, &monitor.folder.path(""), true);
+    let mut shell = start(&monitor, &monitor.folder.path(""), true);
     // Before the request is sent ^C ends the line only, and it is typed again. This machine has no name.
     loop {
         shell.type_in("stop\r");
@@ -504,7 +448,7 @@ fn an_answer_that_is_not_waited_for_is_shown_when_it_comes() {
     shell.expect(" STOP\r\n");
     shell.expect(" late answer to stop");
     shell.expect(">");
-    shell.answer("query-status", "\"paused\"");
+    answer(&mut shell, "query-status", "\"paused\"");
     shell.type_in("\x04");
     assert_eq!(shell.status(), 0);
 }
