@@ -562,3 +562,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_member_that_left_a_group_is_waited_for_by_nobody() {
+    let mut group = Group::new(&Limits::iops(10));
+    let (first, second) = (group.join(), group.join());
+    let request = Request::new(Direction::Read, 512);
+    let mut now_ns = 1_000_000_000;
+    // The second went longer ago, so the first is a place behind it.
+    while group.ask(second, now_ns, &request).is_ok() {}
+    now_ns += 1_000_000_000;
+    group.ask(first, now_ns, &request).unwrap();
+    let [mine, theirs] = [first, second].map(|member| group.ask(member, now_ns, &request).unwrap_err().until_ns);
+    assert!(mine > theirs);
+    group.leave(second);
+    assert_eq!(group.ask(first, now_ns, &request).unwrap_err().until_ns, theirs);
+}

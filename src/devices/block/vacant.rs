@@ -107,3 +107,7 @@ impl Device for Vacant {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "vacant_test.rs"]
+mod tests;
