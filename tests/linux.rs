@@ -14,6 +14,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use monitor::{Directory, Monitor, Qmp};
 use serde_json::{Value, json};
@@ -325,6 +326,52 @@ impl Slots {
         self.qmp.run_with("blockdev-add", &node);
         self.qmp.run_with("device_add", &json!({"id": name, "driver": "virtio-blk-mmio", "addr": addr}));
     }
+}
+
+/// A new tap of that name with an address, opened as the monitor needs it; none where this user may not.
+fn tap(name: &str, address: &str) -> Option<fs::File> {
+    let file = fs::File::options().read(true).write(true).open("/dev/net/tun").ok()?;
+    // SAFETY: zeros are a request: an empty name and no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    // SAFETY: the kernel reads and writes one struct ifreq.
+    let made = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::TUNSETIFF as _, &raw mut request) };
+    let ip = |words: &str| Command::new("ip").args(words.split(' ')).status().is_ok_and(|status| status.success());
+    let up = made == 0 && ip(&format!("addr add {address}/24 dev {name}")) && ip(&format!("link set {name} up"));
+    up.then_some(file)
+}
+
+/// A NIC that Linux found without a carrier gets one when it is plugged into a tap that a client hands over, pings, and loses
+/// it again.
+#[test]
+fn a_nic_that_linux_found_without_a_link_gets_one_and_pings() {
+    let Some(tap) = tap("lvtap0", "10.9.8.1") else {
+        return println!("skipped: a tap cannot be made here by this user");
+    };
+    let options = ["-machine", "microvm,disk-slots=0"];
+    let monitor = Monitor::start("vmlinuz", "loopvisor.script=plug loglevel=5", &options);
+    let qmp = monitor.qmp();
+    let (seen, _) = monitor.wait_for("plug: ready", 0);
+    let mut slots = Slots { monitor, qmp, seen };
+    assert_eq!(slots.monitor.lines("net eth").len(), 2);
+    slots.run("link eth1 0", "eth1 link 0");
+    for round in 0..2 {
+        slots.qmp.hand_over("tap", &tap);
+        slots.qmp.run_with("netdev_add", &json!({"type": "tap", "id": "net", "fd": "tap"}));
+        slots.qmp.run_with("device_add", &json!({"id": "net", "driver": "virtio-net-mmio", "addr": "0x1"}));
+        slots.run("link eth1 1", "eth1 link 1");
+        slots.run("ping eth1 10.9.8.1", "eth1 pings");
+        let stats = slots.qmp.run("query-netstats");
+        assert!(stats[0]["transmit"]["packets"].as_u64() >= Some(3), "round {round}: {stats}");
+        slots.qmp.run_with("device_del", &json!({"id": "net"}));
+        slots.run("link eth1 0", "eth1 link 0");
+    }
+    slots.monitor.type_line("end");
+    slots.monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(slots.monitor.wait(), 0);
 }
 
 /// Disks come into slots that Linux found empty, carry a file system, grow, and go; what was written is in their files.

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -13,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// How long anything may take. The emulated processors of a nested host are slow, and others may use the host's.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -256,6 +258,13 @@ impl Qmp {
                 None => assert!(answer.get("event").is_some(), "{command}: {answer}"),
             }
         }
+    }
+
+    /// Hands over a descriptor, which is called `name` from then on.
+    pub fn hand_over(&mut self, name: &str, file: &fs::File) {
+        let request = json!({ "execute": "getfd", "arguments": { "fdname": name } }).to_string();
+        self.lines.get_mut().send_with_fd(request.as_bytes(), file.as_raw_fd()).unwrap();
+        assert_eq!(self.next().unwrap()["return"], json!({}));
     }
 
     /// Reads up to the end of the connection: the names and data of all events.
