@@ -96,7 +96,8 @@ fn keys_of(option: &str, unknown: &str) -> Vec<String> {
 fn every_key_of_a_drive_and_of_the_balloon_has_its_row() {
     let page = include_str!("../docs/cli.md");
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    for key in ["-drive", "-netdev", "-balloon", "-rng"].into_iter().flat_map(|option| keys_of(option, "x")) {
+    for key in ["-drive", "-netdev", "-balloon", "-rng", "-chardev"].into_iter().flat_map(|option| keys_of(option, "x"))
+    {
         assert!(rows.iter().any(|row| row.starts_with(&format!("| `{key}` |"))), "{key} has no row");
     }
     let limits = keys_of("-drive", "throttling.x");

@@ -606,8 +606,8 @@ impl Login {
 
     /// What a command says.
     fn run(&mut self, command: &str) -> String {
-        self.type_line(&format!("{command}; echo end"));
-        self.wait_for("end").trim().to_string()
+        self.type_line(&format!("{command}; echo end."));
+        self.wait_for("end.").trim().to_string()
     }
 }
 

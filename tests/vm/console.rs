@@ -278,6 +278,23 @@ fn a_reset_by_the_guest_loses_nothing_that_a_client_has_written() {
 }
 
 #[test]
+fn a_client_stays_through_a_reset_of_the_machine() {
+    let Some(setup) = Setup::guest_that_reboots("mode=console op=echo end=acpi") else { return };
+    let chardev = format!("id=con0,path={}", setup.folder.path("console").display());
+    let monitor = setup.option("-chardev", &chardev).stdin(Stdio::piped()).start();
+    let mut client = monitor.qmp();
+    let mut stream = connect(&monitor);
+    for _ in 0..3 {
+        stream.write_all(b"life").unwrap();
+        assert_eq!(read(&mut stream, 4), b"life");
+        client.call("system_reset");
+    }
+    stream.write_all(b"and on").unwrap();
+    assert_eq!(read(&mut stream, 6), b"and on");
+    finish(monitor);
+}
+
+#[test]
 fn the_size_of_the_terminal_reaches_the_guest() {
     let Some((mut monitor, mut client)) = start("op=echo", |setup| setup) else { return };
     for (columns, rows) in [(80, 25), (132, 43), (65535, 1)] {
