@@ -296,7 +296,10 @@ fn an_event_is_shown_above_the_prompt_and_what_was_typed_stays() {
     // The cursor is put behind the first `s`, where a letter is missing.
     shell.type_in("\x1b[D\x1b[D\x1b[D\x1b[D");
     client.call("stop");
+    let typed = shell.seen;
     shell.expect(" STOP\r\n");
+    // The line was wiped out for the event, and is written again.
+    assert!(shell.pty.screen.text()[typed..shell.seen].contains("\x1b[K"), "{:?}", shell.pty.screen.text());
     shell.expect("web1> query-satus");
     answer(&mut shell, "t", "{\"running\": false, \"singlestep\": false, \"status\": \"paused\"}");
     // The same of a line that takes three rows.
