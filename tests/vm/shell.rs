@@ -321,7 +321,7 @@ fn tab_completes_commands_arguments_and_values() {
     let Some(monitor) = machine() else { return };
     let mut client = monitor.qmp();
     let mut shell = start(&monitor, &monitor.folder.path(""), true);
-    shell.type_in("block_\t");
+    shell.type_in("block_s\t");
     shell.expect("block_set_io_throttle ");
     shell.type_in("i\t");
     // What may follow is listed once there are several.
