@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::net;
+use super::{net, vsock};
 use crate::config::spec::{Access, Cache, MAX_CPUS};
 use crate::devices::block::Kind;
 use crate::error::{Context, Result};
@@ -44,6 +44,7 @@ pub(super) fn answer(query: &Command, state: RunState, inventory: &Inventory, no
             value(drives.map(|drive| blockstats(drive, now_ns)).collect::<Vec<_>>())
         }
         Command::QueryNetstats => value(inventory.nics.iter().filter_map(net::stats).collect::<Vec<_>>()),
+        Command::QueryVsock => value(inventory.vsocks.iter().map(vsock::info).collect::<Vec<_>>()),
         Command::QueryMachines => value([MachineInfo {
             name: "microvm".into(),
             is_default: Some(true),

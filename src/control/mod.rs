@@ -20,6 +20,7 @@ mod session;
 mod signals;
 mod state;
 mod throttle;
+mod vsock;
 
 pub use console::Console;
 pub use listener::Listener;

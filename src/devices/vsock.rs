@@ -9,27 +9,25 @@
 mod connection;
 mod counters;
 mod credit;
+mod guest;
+mod host;
 mod packet;
 mod table;
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use log::{error, warn};
+use log::error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use crate::error::Result;
 use crate::event::{Cx, Event, Interest, Key};
 use crate::memory::GuestRam;
-use crate::qos::{Direction, Wait};
-use crate::sys::socket::{self, PrivateListener};
-use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict, gather, scatter};
-use connection::{Connection, State, Taken, due};
-use counters::add;
-use packet::{HEADER_BYTES, HOST_CID, Header, NO_RECEIVE, NO_SEND, Ports, STREAM, op};
+use crate::sys::socket::PrivateListener;
+use crate::virtio::{Chain, Completions, DEVICE_TAG, Device, FaultLog, Page, Verdict};
+use connection::{State, due};
+use packet::{NO_RECEIVE, NO_SEND, Ports, STREAM};
 use table::Table;
 
 pub use counters::VsockCounters;
@@ -166,290 +164,6 @@ impl Vsock {
         self.close(number);
     }
 
-    /// One packet of the guest's.
-    fn hear(&mut self, chain: &Chain, now_ns: u64) -> Verdict {
-        self.tx_waits = self.rsts.len() >= MAX_RSTS;
-        if self.tx_waits {
-            return Verdict::Later(Direction::Write, Wait::UNTIL_TOLD);
-        }
-        let mut bytes = [0; HEADER_BYTES];
-        if gather(&self.ram, chain.readable(), 0, &mut bytes) < HEADER_BYTES {
-            self.log.warn(now_ns, &self.id, &"a packet without a header");
-            return Verdict::Used(0);
-        }
-        let header = Header::read(&bytes);
-        let ports = header.ports();
-        if header.src_cid != u64::from(self.cid) || header.dst_cid != HOST_CID {
-            self.log.warn(now_ns, &self.id, &"a packet from or to somebody else");
-        } else if header.kind != STREAM {
-            if header.op != op::RST {
-                self.rsts.push_back((ports, header.kind));
-            }
-        } else {
-            match (self.table.find(ports), header.op) {
-                (None, op::RST) => {}
-                (None, op::REQUEST) => self.dial(&header, now_ns),
-                (None, _) => self.rsts.push_back((ports, STREAM)),
-                (Some(number), op::RST) => self.close(number),
-                (Some(number), _) => {
-                    if !self.hear_of(number, &header, chain, now_ns) {
-                        self.abort(number);
-                    }
-                    self.look_at(number);
-                }
-            }
-        }
-        Verdict::Used(0)
-    }
-
-    /// One packet of a connection. False if it ends the connection by what it says.
-    fn hear_of(&mut self, number: usize, header: &Header, chain: &Chain, now_ns: u64) -> bool {
-        let Some(connection) = self.table.get_mut(number) else { return true };
-        connection.credit.hear(header);
-        if connection.credit.room() > 0 {
-            connection.starved = false;
-        }
-        match (header.op, connection.state) {
-            (op::RESPONSE, State::Asked) if connection.due & due::REQUEST == 0 => {
-                (connection.state, connection.deadline_ns) = (State::Open, u64::MAX);
-                add(&self.counters.opened, 1);
-                match connection.welcome() {
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
-                    // Who has left may have said something before.
-                    Err(_) => connection.host_is_deaf(),
-                    Ok(()) => {}
-                }
-                true
-            }
-            (op::RW, State::Open) if connection.guest_shut & NO_SEND == 0 => {
-                let all: u64 = chain.readable().iter().map(|buffer| u64::from(buffer.len)).sum();
-                let whole = all - HEADER_BYTES as u64 >= header.len.into();
-                if !whole || !connection.credit.receive(header.len) {
-                    self.log.warn(now_ns, &self.id, &"more data than a packet has, or than there was credit for");
-                    return false;
-                }
-                add(&self.counters.from_guest, header.len.into());
-                let taken = connection.take(&self.ram, chain.readable(), header.len);
-                if connection.credit.is_worth_telling() {
-                    connection.due |= due::CREDIT_UPDATE;
-                }
-                taken == Taken::All
-            }
-            (op::SHUTDOWN, State::Open) => {
-                connection.shut(header.flags);
-                if connection.guest_shut == NO_RECEIVE | NO_SEND {
-                    self.part(number, now_ns);
-                }
-                true
-            }
-            (op::CREDIT_UPDATE, State::Open | State::Asked) => true,
-            (op::CREDIT_REQUEST, State::Open) => {
-                connection.due |= due::CREDIT_UPDATE;
-                true
-            }
-            // Among them a second request for a connection that is there, and data behind the end.
-            _ => false,
-        }
-    }
-
-    /// The guest is done with a connection: it is answered at once, and what it sent goes on to its reader.
-    fn part(&mut self, number: usize, now_ns: u64) {
-        let Some(connection) = self.table.get_mut(number) else { return };
-        if !connection.is_holding() {
-            self.abort(number);
-            return;
-        }
-        self.rsts.push_back((connection.ports, STREAM));
-        connection.state = State::Draining;
-        connection.deadline_ns = now_ns.saturating_add(DRAINING_NS);
-        self.table.forget_ports(number);
-    }
-
-    /// The guest wants a connection: whoever listens at its port's path is asked.
-    fn dial(&mut self, header: &Header, now_ns: u64) {
-        let ports = header.ports();
-        if !self.table.has_room() {
-            self.log.warn(now_ns, &self.id, &format!("{MAX_CONNECTIONS} connections are open; another was refused"));
-            self.refuse(ports);
-            return;
-        }
-        let mut connection = Connection::new(ports, State::Dialling, None, now_ns.saturating_add(REDIAL_NS));
-        connection.give_up_ns = now_ns.saturating_add(DIALLING_NS);
-        connection.credit.hear(header);
-        let number = self.table.add(connection);
-        self.counters.set_open(self.table.len());
-        self.redial(number, now_ns);
-    }
-
-    /// Tries to reach the listener of a connection.
-    fn redial(&mut self, number: usize, now_ns: u64) {
-        let Some(connection) = self.table.get_mut(number) else { return };
-        match socket::connect(&port_path(&self.path, connection.ports.host)) {
-            Ok(socket) => {
-                connection.socket = Some(socket);
-                (connection.state, connection.deadline_ns) = (State::Open, u64::MAX);
-                connection.due |= due::RESPONSE;
-                add(&self.counters.opened, 1);
-                self.look_at(number);
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock && now_ns < connection.give_up_ns => {
-                connection.deadline_ns = now_ns.saturating_add(REDIAL_NS);
-                self.touched.push(number);
-            }
-            Err(e) => {
-                if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
-                    self.log.warn(now_ns, &self.id, &format!("connect to {}: {e}", connection.ports.host));
-                }
-                add(&self.counters.refused, 1);
-                self.abort(number);
-            }
-        }
-    }
-
-    fn refuse(&mut self, ports: Ports) {
-        add(&self.counters.refused, 1);
-        self.rsts.push_back((ports, STREAM));
-    }
-
-    /// Fills one buffer of the guest's with the next packet.
-    fn speak(&mut self, chain: &Chain, now_ns: u64) -> Verdict {
-        self.rx_waits = false;
-        let all: u64 = chain.writable().iter().map(|buffer| u64::from(buffer.len)).sum();
-        let Some(room) = all.checked_sub(HEADER_BYTES as u64) else {
-            self.log.warn(now_ns, &self.id, &"a buffer with no room for a header");
-            return Verdict::Used(0);
-        };
-        let Some(header) = self.next_packet(chain, room) else {
-            self.rx_waits = true;
-            return Verdict::Later(Direction::Read, Wait::UNTIL_TOLD);
-        };
-        if !scatter(&self.ram, chain.writable(), 0, &header.bytes()) {
-            self.log.warn(now_ns, &self.id, &"a buffer outside guest memory");
-            return Verdict::Used(0);
-        }
-        add(&self.counters.to_guest, header.len.into());
-        Verdict::Used(HEADER_BYTES as u32 + header.len)
-    }
-
-    /// The next packet for the guest, its data already in place.
-    fn next_packet(&mut self, chain: &Chain, room: u64) -> Option<Header> {
-        if let Some((ports, kind)) = self.rsts.pop_front() {
-            return Some(Header::to_guest(self.cid, ports, kind, op::RST));
-        }
-        while let Some(number) = self.work.pop_front() {
-            let Some(connection) = self.table.get_mut(number) else { continue };
-            connection.queued = false;
-            let packet = connection.next(self.cid, &self.ram, chain.writable(), room);
-            // Behind all others, if it has more.
-            self.look_at(number);
-            if packet.is_some() {
-                return packet;
-            }
-        }
-        None
-    }
-
-    /// Takes in clients of the host's.
-    fn accept(&mut self, cx: &mut Cx<'_>) -> Result<()> {
-        for _ in 0..ACCEPTS_PER_CALL {
-            match self.listener.accept() {
-                Ok(stream) => self.greet(stream, cx.now_ns()),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::ConnectionAborted => {}
-                Err(e) => {
-                    warn!("{}: accept a client: {e}", self.id);
-                    if let Some(watches) = self.watches {
-                        cx.set_interest(watches.listener, Interest::NONE)?;
-                        cx.arm(watches.rest, cx.now_ns().saturating_add(REST_NS))?;
-                    }
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn greet(&mut self, stream: UnixStream, now_ns: u64) {
-        if let Some(oldest) = self.table.greeter_too_many() {
-            self.close(oldest);
-        }
-        if !self.table.has_room() {
-            self.log.warn(now_ns, &self.id, &format!("{MAX_CONNECTIONS} connections are open; a client was let go"));
-            add(&self.counters.refused, 1);
-            return;
-        }
-        let nobody = Ports { host: 0, guest: 0 };
-        let deadline_ns = now_ns.saturating_add(GREETING_NS);
-        let number = self.table.add(Connection::new(nobody, State::Greeting, Some(stream), deadline_ns));
-        self.counters.set_open(self.table.len());
-        self.touched.push(number);
-    }
-
-    /// A client says its line, or a part of it. What is behind the line is the guest's and stays in the socket.
-    fn read_line(&mut self, number: usize, now_ns: u64) {
-        let Some(connection) = self.table.get_mut(number) else { return };
-        loop {
-            let mut byte = [0];
-            match connection.socket.as_ref().map(|mut socket| socket.read(&mut byte)) {
-                Some(Ok(1)) if byte == *b"\n" => break,
-                Some(Ok(1)) if connection.line.len() < MAX_LINE_BYTES => connection.line.extend(byte),
-                Some(Err(e)) if e.kind() == ErrorKind::Interrupted => {}
-                Some(Err(e)) if e.kind() == ErrorKind::WouldBlock => return,
-                _ => return self.close(number),
-            }
-        }
-        let line = std::mem::take(&mut connection.line);
-        let port = wanted_port(&line);
-        match port.filter(|_| self.live) {
-            Some(port) => {
-                connection.state = State::Asked;
-                connection.deadline_ns = now_ns.saturating_add(ASKED_NS);
-                connection.due |= due::REQUEST;
-                self.table.name(number, port);
-                self.look_at(number);
-            }
-            None => {
-                if port.is_none() {
-                    self.log.warn(now_ns, &self.id, &"a client that did not say CONNECT PORT was let go");
-                }
-                add(&self.counters.refused, 1);
-                self.close(number);
-            }
-        }
-    }
-
-    /// A socket has something, has room, or has lost its other end.
-    fn hear_socket(&mut self, number: usize, event: Event, now_ns: u64) {
-        let Some(connection) = self.table.get_mut(number) else { return };
-        if connection.state == State::Greeting {
-            self.read_line(number, now_ns);
-            // What it has said behind its line is delivered even so.
-            if event.is_hang_up()
-                && let Some(connection) = self.table.get_mut(number)
-            {
-                connection.hang_up();
-            }
-            return;
-        }
-        if event.is_writable() && connection.is_holding() {
-            connection.flush();
-            if connection.credit.is_worth_telling() {
-                connection.due |= due::CREDIT_UPDATE;
-            }
-        }
-        if event.is_hang_up() {
-            connection.hang_up();
-        } else if event.is_readable() {
-            // Twice told and not read: the guest has no buffer, or the machine stands.
-            connection.masked = connection.readable;
-            connection.readable = true;
-        }
-        match connection.state {
-            State::Draining if !connection.is_holding() => self.close(number),
-            _ => self.look_at(number),
-        }
-    }
-
     /// Ends what has taken too long.
     fn expire(&mut self, now_ns: u64) {
         for number in self.table.numbers() {
@@ -512,19 +226,6 @@ impl Vsock {
         }
         Ok(())
     }
-}
-
-/// Where who listens to a port of the host's is to be found.
-fn port_path(path: &Path, port: u32) -> PathBuf {
-    let mut path = path.as_os_str().to_owned();
-    path.push(format!("_{port}"));
-    path.into()
-}
-
-/// The port of `CONNECT PORT`.
-fn wanted_port(line: &[u8]) -> Option<u32> {
-    let digits = std::str::from_utf8(line).ok()?.strip_prefix("CONNECT ")?;
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 impl Device for Vsock {

@@ -1,15 +1,17 @@
 //! The device as a driver and as the host's programs meet it: real chains, a real loop, real Unix sockets.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 
 use proptest::prelude::*;
 
 use super::credit::BUFFER_BYTES;
+use super::packet::{HEADER_BYTES, HOST_CID, Header, op};
 use super::table::MAX_GREETERS;
 use super::*;
+use crate::sys::socket;
 use crate::virtio::Command;
 use crate::virtio::testing::*;
 

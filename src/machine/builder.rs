@@ -122,8 +122,11 @@ impl Machine {
             consoles.push(part);
             board.plug(Box::new(device), None, main)?;
         }
-        if let Some(asked) = spec.vsocks.first() {
-            board.plug(Box::new(parts::vsock::vsock(asked, &ram)?), None, main)?;
+        let mut vsocks = Vec::new();
+        for asked in &spec.vsocks {
+            let (device, part) = parts::vsock::vsock(asked, &ram)?;
+            vsocks.push(part);
+            board.plug(Box::new(device), None, main)?;
         }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
@@ -139,6 +142,7 @@ impl Machine {
             disks: disk_slots,
             consoles,
             nics,
+            vsocks,
             iothreads: iothreads.iter().map(|thread| (thread.id().to_string(), thread.remote().clone())).collect(),
             main: main.remote(),
             maker,

@@ -10,12 +10,14 @@ use super::hardware::Hardware;
 use super::parts::drive::DriveMaker;
 use crate::config::net::Mac;
 use crate::config::spec::{BalloonSpec, DriveSpec};
+use crate::config::vsock::VsockSpec;
 use crate::devices::balloon::{BalloonCounters, BalloonNews, Order};
 use crate::devices::block::{BlockCounters, IoFailure, Order as BlockOrder};
 use crate::devices::chardev::ChardevState;
 use crate::devices::console;
 use crate::devices::net::{self, NetCounters};
 use crate::devices::pvpanic::GuestPanic;
+use crate::devices::vsock::VsockCounters;
 use crate::disk::Backing;
 use crate::event::{Remote, Sender};
 use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
@@ -54,12 +56,22 @@ pub struct Inventory {
     pub consoles: Vec<Console>,
     /// The slots for NICs, by number.
     pub nics: Vec<NicSlot>,
+    /// One at most.
+    pub vsocks: Vec<Vsock>,
     /// Id and loop of each iothread, in the order of the command line.
     pub iothreads: Vec<(String, Remote)>,
     /// The main loop.
     pub main: Remote,
     /// What makes further drives.
     pub maker: DriveMaker,
+}
+
+/// A vsock as the control plane knows it.
+pub struct Vsock {
+    /// What its user asked for.
+    pub spec: VsockSpec,
+    /// What it has done.
+    pub counters: Arc<VsockCounters>,
 }
 
 /// The balloon as the control plane knows it.

@@ -21,6 +21,7 @@ use crate::qmp::reply::{
 };
 use crate::qmp::request::Call;
 use crate::qmp::schema::{Empty, Object, Type, Typed, names, object};
+use crate::qmp::vsock::VsockInfo;
 
 names! {
     /// What a client may switch on. None is offered, so each is refused by name.
@@ -132,6 +133,8 @@ commands! {
         "block_set_io_throttle" => BlockSetIoThrottle(BlockIOThrottle) -> Empty,
         /// The NICs, and what they did.
         "query-netstats" => QueryNetstats -> Vec<NetdevStats>,
+        /// The vsock, and what went through it.
+        "query-vsock" => QueryVsock -> Vec<VsockInfo>,
         /// Limit a NIC.
         "netdev_set_throttle" => NetdevSetThrottle(NetdevThrottle) -> Empty,
         /// Plug a NIC's cable in, or pull it.

@@ -21,3 +21,4 @@ pub mod response;
 pub mod scanner;
 pub mod schema;
 pub mod session;
+pub mod vsock;

@@ -22,6 +22,8 @@ fn machine() -> Option<Monitor> {
 /// One of all devices that can be had here, whose balloon's driver is up.
 fn whole_machine() -> Option<Monitor> {
     let setup = Setup::guest_that_reboots("mode=balloon touch=off")?.option("-name", "web1").flag("-balloon");
+    let vsock = format!("vsock,id=v,guest-cid=3,uds_path={}", setup.folder.path("v").display());
+    let setup = setup.option("-device", &vsock);
     let chardev = format!("id=con0,path={}", setup.folder.path("console").display());
     let setup = setup.option("-chardev", &chardev);
     let setup = setup.iothread("io1").disk("vda", 1 << 20, "direct=off,iothread=io1");

@@ -1,13 +1,15 @@
 //! Streams between a guest and Unix sockets of the host's: both ways, many at once, through a stop and a reset, and with a
 //! driver that breaks every rule.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
+
+use serde_json::json;
 
 use crate::monitor::{Monitor, PATIENCE, Setup};
 
@@ -42,8 +44,9 @@ fn connect(monitor: &Monitor, port: u32) -> UnixStream {
 
 /// The monitor's answer, read a byte at a time: what follows is the guest's.
 fn line(stream: &UnixStream) -> String {
-    let bytes = stream.bytes().map(|byte| byte.unwrap()).take_while(|byte| *byte != b'\n');
-    String::from_utf8(bytes.collect()).unwrap()
+    let mut line = String::new();
+    BufReader::with_capacity(1, stream).read_line(&mut line).unwrap();
+    line
 }
 
 /// Bytes that differ from their neighbours and from those of another seed.
@@ -88,6 +91,11 @@ fn a_client_of_the_hosts_talks_to_a_listener_in_the_guest() {
         echo(connect(&monitor, 52), &noise(size as u64, size));
     }
     let path = monitor.folder.path("v");
+    let told = monitor.qmp().call("query-vsock")[0].take();
+    let bytes = 1 + 100 + 4096 + 65_536 + 1_000_003;
+    assert_eq!((&told["id"], &told["guest-cid"], &told["uds-path"]), (&json!("v"), &json!(7), &json!(path)));
+    assert_eq!((&told["opened"], &told["refused"]), (&json!(5), &json!(0)));
+    assert_eq!((&told["rx-bytes"], &told["tx-bytes"]), (&json!(bytes), &json!(bytes)));
     finish(monitor);
     assert!(!path.exists());
 }

@@ -103,7 +103,11 @@ pub fn echo(words: Words) -> Outcome {
             if answer(&frame.data, frame.len, ip, nic.mac) {
                 let Some((slot, place)) = nic.slot() else { fail!("no slot") };
                 place.copy(HEADER, &frame.data, 0, frame.len);
-                if in_two { nic.offer_in_two(slot, frame.len) } else { nic.offer(slot, frame.len) }
+                if in_two {
+                    nic.offer_in_two(slot, frame.len)
+                } else {
+                    nic.offer(slot, frame.len)
+                }
                 answered += 1;
             } else {
                 others += 1;

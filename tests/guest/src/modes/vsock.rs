@@ -21,6 +21,8 @@ const MAX: usize = 128;
 /// Bytes of the host's that we keep for a connection.
 const ROOM: u32 = 16 << 10;
 const SILENCE_NS: u64 = 30_000_000_000;
+/// How long streams may take to end when all is over, in time the processor ran.
+const LEAVE_NS: u64 = 3_000_000_000;
 const NAP_NS: u64 = 20_000_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,6 +137,11 @@ pub fn run(words: Words) -> Outcome {
             _ => {}
         }
     }
+    // The last answers may be on their way.
+    let mut patience = Patience::new(LEAVE_NS);
+    while driver.streams.iter().any(|stream| stream.state != State::Free) && !patience.is_over() {
+        driver.step()?;
+    }
     let open = driver.streams.iter().filter(|stream| stream.state != State::Free).count();
     say!("vsock: end opened={} refused={} bytes={} open={open}", driver.opened, driver.refused, driver.bytes);
     Ok(())
@@ -235,8 +242,9 @@ impl Driver {
         if header.kind != STREAM {
             fail!("vsock: a packet of type {}", header.kind);
         }
-        let is_it =
-            |stream: &Stream| stream.state != State::Free && (stream.host, stream.guest) == (header.src_port, header.dst_port);
+        let is_it = |stream: &Stream| {
+            stream.state != State::Free && (stream.host, stream.guest) == (header.src_port, header.dst_port)
+        };
         let Some(number) = self.streams.iter().position(is_it) else { return self.hear_stranger(header) };
         let stream = &mut self.streams[number];
         (stream.host_alloc, stream.host_passed) = (header.buf_alloc, header.fwd_cnt);
