@@ -39,11 +39,6 @@ impl OnTerminal {
         self.seen = end;
     }
 
-    /// What comes from now on is looked at, not what came before.
-    pub fn skip(&mut self) {
-        self.seen = self.pty.screen.text().len();
-    }
-
     pub fn type_in(&mut self, keys: &str) {
         self.pty.type_in(keys.as_bytes());
     }
