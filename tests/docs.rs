@@ -125,6 +125,7 @@ fn every_refusal_of_the_command_lines_page_is_what_the_program_says() {
             "-drive id=b,throttling.group=g" => {
                 format!("-kernel k -drive id=a,file=a,throttling.group=g,iops=1 {typed},file=b,iops=2")
             }
+            "-netdev tap,id=a" => format!("-kernel k {typed},ifname=t"),
             "-drive id=b" => format!("-kernel k -machine disk-slots=1 -drive id=a,file=a {typed},file=b"),
             "-machine disk-slots=9,nic-slots=3" => "-kernel k -machine microvm,disk-slots=9,nic-slots=3".to_owned(),
             "-drive id=a,iothread=io9" => format!("-kernel k -iothread id=io0 -iothread id=io1 {typed},file=b"),

@@ -192,7 +192,7 @@ impl Plug {
         let drive = Box::new(drive);
         let exchanged = Done::posted(move |exchanged| {
             // Control lives as long as the loop.
-            let _ = sender.send(Message::Plug(News::Plugged(slot, drive, exchanged, done)));
+            let _ = sender.send(Message::Plug(Box::new(News::Plugged(slot, drive, exchanged, done))));
         });
         // A worker that is gone drops the slip, which is posted all the same.
         let _ = disk.worker.send(Command::Exchange(device, exchanged));
@@ -235,7 +235,7 @@ impl Plug {
         disk.busy = true;
         let sender = self.sender.clone();
         let exchanged = Done::posted(move |exchanged| {
-            let _ = sender.send(Message::Plug(News::Unplugged(slot, exchanged, done)));
+            let _ = sender.send(Message::Plug(Box::new(News::Unplugged(slot, exchanged, done))));
         });
         let _ = disk.worker.send(Command::Exchange(inventory.maker.vacant(slot), exchanged));
     }
@@ -371,7 +371,7 @@ fn run(errand: &Mutex<Option<Errand>>, sender: &Sender<Message>) {
     let errand = errand.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(errand) = errand {
         // Control lives as long as the loop.
-        let _ = sender.send(Message::Plug(errand()));
+        let _ = sender.send(Message::Plug(Box::new(errand())));
     }
 }
 

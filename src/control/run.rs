@@ -55,7 +55,7 @@ pub enum Message {
     /// A part of the dump.
     Dumped(String),
     /// What hot-plug had to wait for.
-    Plug(News),
+    Plug(Box<News>),
 }
 
 /// How the machine ended.
@@ -144,7 +144,7 @@ impl Control {
             Message::Dump => dump::log(self.state, &self.inventory, &self.sender),
             Message::Dumped(line) => info!("{line}"),
             Message::Plug(news) => {
-                if let Some(Deleted { device, done, answer }) = self.plug.hear(news, &mut self.inventory) {
+                if let Some(Deleted { device, done, answer }) = self.plug.hear(*news, &mut self.inventory) {
                     // First the event, then the answer.
                     self.tell(&Event::DeviceDeleted(DeviceDeleted { device: Some(device.clone()), path: device }));
                     done.end(answer);

@@ -71,10 +71,13 @@ pub enum Order {
     /// The cable is plugged in, or pulled.
     SetLink(bool, Done<()>),
     /// A NIC without a tap gets one: hot-plug. It comes back, with the reason, if it cannot be watched.
-    Plug(Box<Cable>, Done<std::result::Result<(), (Box<Cable>, Error)>>),
+    Plug(Box<Cable>, Done<Plugged>),
     /// It loses its taps, which come back in the slip, and is called so from then on.
     Unplug(String, Done<Vec<Tap>>),
 }
+
+/// What becomes of a plug: nothing is left over, or the cable, with the reason.
+pub type Plugged = std::result::Result<(), (Box<Cable>, Error)>;
 
 /// What a running NIC is plugged into.
 pub struct Cable {
@@ -141,7 +144,7 @@ pub struct Net {
     counters: Arc<NetCounters>,
     orders: (Sender<Order>, Receiver<Order>),
     /// The slips of a plug and an unplug, until the driver has been told.
-    plugs: Vec<Done<std::result::Result<(), (Box<Cable>, Error)>>>,
+    plugs: Vec<Done<Plugged>>,
     unplugs: Vec<(Vec<Tap>, Done<Vec<Tap>>)>,
     /// The configuration does not say yet how large a packet may be.
     resized: bool,

@@ -13,6 +13,7 @@ use crate::event::{Done, EventLoop, Key, Remote, Sender, Signal, Waiter, channel
 use crate::kvm::irq::Irq;
 use crate::kvm::kick::Kick;
 use crate::kvm::vm::Vm;
+use crate::memory::GuestRam;
 use crate::virtio::{Command, Device, Front, Interrupt, Page, Worker};
 
 /// Where a device's notification register lies in its slot (virtio 1.2, section 4.2.2).
@@ -47,6 +48,11 @@ impl Board {
     /// The slots that are filled.
     pub fn slots(&self) -> Vec<VirtioSlot> {
         self.slots.clone()
+    }
+
+    /// The memory of its machine.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.vm.ram()
     }
 
     /// Puts a device into the next slot; its worker goes to `iothread`, or to `main` if there is none. The way to the

@@ -9,19 +9,20 @@ use std::sync::{Arc, Mutex};
 use super::board::Board;
 use super::boot::Boot;
 use super::hardware::{Hardware, Image};
-use super::inventory::{self, DiskSlot, Inventory, Notice};
+use super::inventory::{self, DiskSlot, Inventory, NicSlot, Notice};
 use super::parts::drive::DriveMaker;
 use super::{layout, parts};
 use crate::bus::{Bus, Range};
 use crate::config::spec::{SerialSpec, VmSpec};
 use crate::devices::i8042::I8042;
+use crate::devices::net::Net;
 use crate::devices::power::Power;
 use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::{Serial, SerialEvent};
 use crate::disk::Disk;
 use crate::error::{Context, Result};
 use crate::event::thread::LoopThread;
-use crate::event::{EventLoop, Sender};
+use crate::event::{EventLoop, Remote, Sender};
 use crate::kvm::irq::Irq;
 use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
 use crate::kvm::vm::Vm;
@@ -77,35 +78,8 @@ impl Machine {
         let home = |id: Option<&str>| iothreads.iter().find(|thread| Some(thread.id()) == id).map(LoopThread::remote);
         let mut board = Board::new(vm.clone());
         let maker = DriveMaker::new(ram.clone(), notices.clone());
-        let mut groups = HashMap::new();
-        let mut disks = spec.drives.iter().zip(disks);
-        let mut disk_slots = Vec::new();
-        for slot in 0..spec.slots().disks {
-            let (device, drive, iothread) = match disks.next() {
-                Some((drive, disk)) => {
-                    let limits = spec.limits_of(drive);
-                    let throttle = parts::drive::throttle(drive, &limits, &mut groups);
-                    let (device, part) = maker.make(drive, disk, throttle, limits);
-                    (device, Some(part), drive.iothread.as_deref())
-                }
-                None => (maker.vacant(slot), None, None),
-            };
-            let worker = board.plug(device, home(iothread), main)?;
-            disk_slots.push(DiskSlot { worker, drive, busy: false });
-        }
-        let mut devices = spec.nics.iter().zip(devices);
-        let mut nics = Vec::new();
-        for number in 0..spec.slots().nics {
-            let (net, slot, iothread) = match devices.next() {
-                Some((asked, (net, slot))) => (net, slot, asked.iothread.as_deref()),
-                None => {
-                    let (net, slot) = parts::nic::vacant(number, &ram);
-                    (net, slot, None)
-                }
-            };
-            nics.push(slot);
-            board.plug(Box::new(net), home(iothread), main)?;
-        }
+        let disks = plug_disks(spec, disks, &maker, &mut board, &home, main)?;
+        let nics = plug_nics(spec, devices, &mut board, &home, main)?;
         let mut balloon = None;
         if let Some(asked) = spec.balloons.first() {
             let (device, part) = parts::balloon::balloon(asked, spec, &ram, &notices)?;
@@ -139,7 +113,7 @@ impl Machine {
             vcpus: Arc::new([]),
             workers: soldered.workers,
             hardware: Hardware::new(buses.clone(), vm, power_button.eventfd()),
-            disks: disk_slots,
+            disks,
             consoles,
             nics,
             vsocks,
@@ -181,6 +155,59 @@ impl Machine {
         let threads = Threads { _vcpus: self.inventory.vcpus.clone(), _iothreads: self.iothreads, _lines: self.lines };
         Ok((self.inventory, threads))
     }
+}
+
+/// The loop of an iothread, by its id; none is the main loop.
+type Home<'a> = dyn Fn(Option<&str>) -> Option<&'a Remote> + 'a;
+
+/// The disks of the command line into the first slots, and what stands in for the others into the rest.
+fn plug_disks(
+    spec: &VmSpec,
+    disks: Vec<Disk>,
+    maker: &DriveMaker,
+    board: &mut Board,
+    home: &Home<'_>,
+    main: &mut EventLoop,
+) -> Result<Vec<DiskSlot>> {
+    let mut groups = HashMap::new();
+    let mut disks = spec.drives.iter().zip(disks);
+    let plug = |slot| {
+        let (device, drive, iothread) = match disks.next() {
+            Some((drive, disk)) => {
+                let limits = spec.limits_of(drive);
+                let throttle = parts::drive::throttle(drive, &limits, &mut groups);
+                let (device, part) = maker.make(drive, disk, throttle, limits);
+                (device, Some(part), drive.iothread.as_deref())
+            }
+            None => (maker.vacant(slot), None, None),
+        };
+        let worker = board.plug(device, home(iothread), main)?;
+        Ok(DiskSlot { worker, drive, busy: false })
+    };
+    (0..spec.slots().disks).map(plug).collect()
+}
+
+/// The NICs of the command line into the first slots, and NICs without a cable into the rest.
+fn plug_nics(
+    spec: &VmSpec,
+    nics: Vec<(Net, NicSlot)>,
+    board: &mut Board,
+    home: &Home<'_>,
+    main: &mut EventLoop,
+) -> Result<Vec<NicSlot>> {
+    let mut nics = spec.nics.iter().zip(nics);
+    let plug = |number| {
+        let (net, slot, iothread) = match nics.next() {
+            Some((asked, (net, slot))) => (net, slot, asked.iothread.as_deref()),
+            None => {
+                let (net, slot) = parts::nic::vacant(number, board.ram());
+                (net, slot, None)
+            }
+        };
+        board.plug(Box::new(net), home(iothread), main)?;
+        Ok(slot)
+    };
+    (0..spec.slots().nics).map(plug).collect()
 }
 
 /// The serial port at its interrupt, connected as asked.

@@ -203,7 +203,7 @@ fn many_plugs_of_nics_leave_nothing_behind() {
         let (name, slot) = (format!("net{}", n % 10), format!("{:#x}", n % 2));
         client.call_with("netdev_add", &json!({"id": name, "ifname": "tap0"}));
         let mut device = device(&name, &slot);
-        if n % 3 == 0 {
+        if n.is_multiple_of(3) {
             device["netdev"] = json!(name);
         }
         client.call_with("device_add", &device);

@@ -13,7 +13,7 @@ use super::{Answer, Deleted, News, Occupant, Plug, REMEMBERED, check_free, check
 use crate::config::net::MAX_TAP_BYTES;
 use crate::config::spec::MAX_VIRTIO_DEVICES;
 use crate::control::run::Message;
-use crate::devices::net::{Cable, NetCounters, Order};
+use crate::devices::net::{self, Cable, NetCounters, Order};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost};
 use crate::machine::{self, Inventory, Nic};
@@ -28,7 +28,7 @@ pub enum NicNews {
     /// A tap was closed.
     Closed(String, Answer),
     /// A slot has taken a cable, or not.
-    Plugged(usize, Box<Nic>, std::result::Result<std::result::Result<(), (Box<Cable>, Error)>, Lost>, Answer),
+    Plugged(usize, Box<Nic>, std::result::Result<net::Plugged, Lost>, Answer),
     /// A slot has let its taps go, or not.
     Unplugged(usize, std::result::Result<Vec<Tap>, Lost>, Answer),
     /// The taps that were in a slot are closed.
@@ -157,7 +157,7 @@ impl Plug {
         let sender = self.sender.clone();
         let plugged = Done::posted(move |plugged| {
             // Control lives as long as the loop.
-            let _ = sender.send(Message::Plug(News::Nic(NicNews::Plugged(number, nic, plugged, done))));
+            let _ = sender.send(Message::Plug(Box::new(News::Nic(NicNews::Plugged(number, nic, plugged, done)))));
         });
         // A NIC that is gone drops the slip, which is posted all the same.
         let _ = slot.orders.send(Order::Plug(cable, plugged));
@@ -205,7 +205,7 @@ impl Plug {
         slot.busy = true;
         let sender = self.sender.clone();
         let unplugged = Done::posted(move |unplugged| {
-            let _ = sender.send(Message::Plug(News::Nic(NicNews::Unplugged(number, unplugged, done))));
+            let _ = sender.send(Message::Plug(Box::new(News::Nic(NicNews::Unplugged(number, unplugged, done)))));
         });
         let _ = slot.orders.send(Order::Unplug(machine::vacant_id(number), unplugged));
     }

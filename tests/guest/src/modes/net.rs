@@ -20,8 +20,8 @@ fn be16(data: &Dma, at: u64) -> u16 {
     data.read16(at).swap_bytes()
 }
 
-/// The NIC that the words ask for.
-fn start(words: Words) -> Outcome<Nic> {
+/// The NIC that the words ask for, and whether its link is up, as is told.
+fn start(words: Words) -> Outcome<(Nic, bool)> {
     let mut wanted = KNOWN;
     if words.is("mrg", "off") {
         // Without it a buffer takes a whole packet, and none may be larger than the MTU.
@@ -35,14 +35,14 @@ fn start(words: Words) -> Outcome<Nic> {
     }
     let number = words.number("nic", 0) as usize;
     let nic = Nic::start(words, number, wanted, words.number("buffer", 2048), words.number("buffers", 256))?;
-    let [a, b, c, d, e, f] = nic.mac;
+    let ([a, b, c, d, e, f], link) = (nic.mac, nic.link());
     say!(
         "net: begin mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} mtu={} link={} features={:#x}",
         nic.mtu(),
-        u8::from(nic.link()),
+        u8::from(link),
         nic.features
     );
-    Ok(nic)
+    Ok((nic, link))
 }
 
 /// An address such as 10.0.0.2, as it stands in memory.
@@ -74,12 +74,11 @@ impl Until {
 
 pub fn echo(words: Words) -> Outcome {
     let ip = address(words, "ip")?;
-    let mut nic = start(words)?;
+    let (mut nic, mut link) = start(words)?;
     let in_two = words.is("tx", "two");
     let scratch = memory::take(MOST);
     let until = Until::read(words);
     let (mut received, mut answered, mut others, mut most, mut turns) = (0u64, 0u64, 0u64, 0u16, 0u32);
-    let mut link = nic.link();
     loop {
         turns = turns.wrapping_add(1);
         // Serial input and the link are an exit each.
@@ -126,7 +125,7 @@ pub fn echo(words: Words) -> Outcome {
 
 /// Gives `buffers=` buffers and takes none back, until a `b`, which gives as many again, or a `q`.
 pub fn deaf(words: Words) -> Outcome {
-    let mut nic = start(words)?;
+    let (mut nic, _) = start(words)?;
     loop {
         match serial::input() {
             Some(b'q') => return Ok(()),
