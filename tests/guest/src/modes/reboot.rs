@@ -31,6 +31,10 @@ pub fn run(words: Words) -> Outcome {
     let found = soil(words)?;
     smp::start(words.number("cpus", 1), smp::Then::Halt)?;
     let Some((number, device)) = blk::disks(words).next() else { fail!("no disk") };
+    // Before this driver resets it.
+    if device.status() != 0 {
+        fail!("disk {number} still has a driver: status {:#x}", device.status());
+    }
     let disk = Disk::start(number, device, blk::KNOWN & !F_INDIRECT_DESC, 256)?;
     // One slot a block, and one for the book.
     let depth = words.number("depth", 32);
