@@ -659,7 +659,7 @@ fn linux_has_a_console_that_clients_come_to_and_leave_and_that_keeps_no_guest_wa
     qmp.run("query-status");
     let lost = qmp.run("query-chardev")[0]["lost-bytes"].as_u64().unwrap();
     assert!(lost > 0, "{lost} bytes were dropped");
-    assert_eq!(login.run("echo and $((1 + 1))"), "and 2");
+    assert!(login.run("echo and $((1 + 1))").ends_with("and 2"));
     login.type_line("exit");
     monitor.wait_for("loopvisor guest is done", 0);
     assert_eq!(monitor.wait(), 0);
