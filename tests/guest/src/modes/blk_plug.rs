@@ -116,7 +116,9 @@ impl Slot {
         self.pool.data(0).fill(0x55);
         let read = self.one(T_IN, last)?;
         let same = u8::from(self.pool.data(0).read64(0) == mark);
-        say!("plug: disk={number} sectors={sectors} id={name} get_id={identified} write={write} read={read} same={same}");
+        say!(
+            "plug: disk={number} sectors={sectors} id={name} get_id={identified} write={write} read={read} same={same}"
+        );
         if words.is("load", "on") {
             (self.sent, self.ok, self.errors, self.first_error) = (0, 0, 0, u64::MAX);
             self.loaded = true;
