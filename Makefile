@@ -9,7 +9,7 @@ export CPUS MEM DRIVE APPEND KERNEL INITRD
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-nested doc clean
+.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested doc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,12 @@ bench-balloon: ## measure how memory goes back to the host and comes again, besi
 	@cargo build --release
 	@cargo build --release --manifest-path tests/guest/Cargo.toml
 	@cargo run --release --manifest-path tools/bench/Cargo.toml -- balloon
+
+bench-net: ## measure packets and bits a second through a tap beside QEMU's: about two minutes, as root
+	@tools/deps build bench
+	@cargo build --release
+	@cargo build --release --manifest-path tests/guest/Cargo.toml
+	@cargo run --release --manifest-path tools/bench/Cargo.toml -- net
 
 bench-nested: ## measure the boot of Debian's kernel in the nested host, by a clock that counts instructions
 	@tools/deps build linux bench

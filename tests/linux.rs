@@ -9,6 +9,8 @@
 
 #[path = "linux/monitor.rs"]
 mod monitor;
+#[path = "linux/net.rs"]
+mod net;
 
 use std::collections::HashSet;
 use std::fs;
@@ -664,6 +666,13 @@ fn linux_has_a_console_that_clients_come_to_and_leave_and_that_keeps_no_guest_wa
     monitor.wait_for("loopvisor guest is done", 0);
     assert_eq!(monitor.wait(), 0);
     assert_no_trouble(&monitor);
+}
+
+#[test]
+fn linux_pings_and_moves_a_bulk_of_data_both_ways_across_stops_on_both_pairs_of_a_nic() {
+    // On a thread of its own: it leaves the network of the others for good.
+    let outcome = std::thread::spawn(net::all).join();
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// A machine that resets itself ends: `words` and `options` say which and how, `check` what else is to be true.

@@ -709,3 +709,75 @@ proptest! {
         nic.assert_rest();
     }
 }
+
+fn hostile_desc() -> impl Strategy<Value = Desc> {
+    let address = prop_oneof![
+        6 => DATA..DATA + 0x1000,
+        1 => LOW_BYTES - 64..LOW_BYTES + 64,
+        1 => HIGH..HIGH + HIGH_BYTES,
+        1 => RINGS..RINGS + 0x2_0000,
+        1 => any::<u64>(),
+    ];
+    let len = prop_oneof![5 => 0..200_u32, 2 => 1000..70_000_u32, 1 => any::<u32>()];
+    let flags =
+        prop_oneof![3 => Just(WRITE), 2 => Just(0), 2 => Just(NEXT | WRITE), 2 => Just(NEXT), 1 => any::<u16>()];
+    (address, len, flags, 0..20_u16).prop_map(|(addr, len, flags, next)| Desc { addr, len, flags, next })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever lies in the tables and rings, nothing breaks, everything ends, and after a reset the NIC works.
+    #[test]
+    fn no_driver_breaks_the_nic(
+        tables in prop::collection::vec((prop::collection::vec(hostile_desc(), 16), 0..2_usize), 1..6),
+        heads in prop::collection::vec(prop_oneof![9 => 0..16_u16, 1 => any::<u16>()], 0..24),
+        features in prop::sample::select(vec![0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC]),
+        mergeable in any::<bool>(),
+        lens in prop::collection::vec(prop_oneof![3 => 14..2000_usize, 1 => 2000..65_000_usize], 0..10),
+        rate in prop_oneof![Just(0), 1..1000_u64],
+        jump in prop_oneof![9 => Just(0), 1 => any::<u16>()],
+    ) {
+        let mergeable = if mergeable { MERGEABLE } else { 0 };
+        let mut nic = Nic::start(features | mergeable, &limits(&[(Quantity::Iops, rate)]));
+        for (table, queue) in &tables {
+            for (i, desc) in (0..).zip(table) {
+                let ring = if *queue == 0 { &nic.rx } else { &nic.tx };
+                ring.put(i, *desc);
+            }
+            for head in &heads {
+                let ring = if *queue == 0 { &mut nic.rx } else { &mut nic.tx };
+                ring.offer(*head);
+                nic.guest.kick(*queue);
+                nic.guest.event_loop.turn(Turn::Poll).unwrap();
+            }
+            for len in &lens {
+                // What does not fit is the host's to lose.
+                let _ = nic.host.send(&vec![7; HEADER + len]);
+            }
+            if jump != 0 {
+                let ring = if *queue == 0 { &nic.rx } else { &nic.tx };
+                ring.publish(jump);
+            }
+            nic.guest.kick(*queue);
+            for _ in 0..20 {
+                nic.step(1_000_000);
+            }
+            nic.host_receives();
+        }
+        nic.guest.reset();
+        prop_assert_eq!(nic.guest.status(), 0);
+        (nic.rx, nic.tx) = bring_up(&mut nic.guest, MERGEABLE);
+        nic.host_receives();
+        let chain = nic.offer(&[100]);
+        nic.guest.run(0);
+        nic.host_sends(&packet(60, 3));
+        nic.send(&packet(60, 4), &[72]);
+        nic.guest.kick(1);
+        nic.step(10_000_000_000);
+        nic.step(10_000_000_000);
+        prop_assert_eq!(nic.rx.take_used().len(), 1);
+        prop_assert_eq!(&nic.bytes(&chain)[HEADER..72], &packet(60, 3)[..]);
+        prop_assert_eq!(nic.host_receives(), [packet(60, 4)]);
+    }
+}

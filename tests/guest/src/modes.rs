@@ -39,6 +39,8 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "rng" => rng::run(machine.words),
         "console" => console::run(machine.words),
         "net-deaf" => net::deaf(machine.words),
+        "net-send" => net::send(machine.words),
+        "net-sink" => net::sink(machine.words),
         "net-echo" => net::echo(machine.words),
         "irq" => irq::run(machine.words),
         "echo" => echo::run(),

@@ -12,7 +12,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: loopvisor-bench all|boot|memory|disk|qmp|nested|balloon|qos [accuracy|cost|isolation]|loop [dispatch|post|lateness]";
+const USAGE: &str = "usage: loopvisor-bench all|boot|memory|disk|qmp|nested|balloon|net|qos [accuracy|cost|isolation]|loop [dispatch|post|lateness]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -47,7 +47,7 @@ fn run(words: &[&str]) -> vm::Result<bool> {
         ["loop", "dispatch"] => dispatch::report(),
         ["loop", "post"] => post::report(),
         ["loop", "lateness"] => lateness::report(),
-        [part] if vm::PARTS.contains(&part) || ["nested", "balloon"].contains(&part) => {
+        [part] if vm::PARTS.contains(&part) || ["nested", "balloon", "net"].contains(&part) => {
             vm::header();
             vm::report(&[part])?;
         }

@@ -1,4 +1,4 @@
-//! The machine's figures: boot, memory, disk, QMP, limits and balloon, ours beside QEMU's microvm, with the same bare-metal guest.
+//! The machine's figures: boot, memory, disk, QMP, limits, balloon and network, ours beside QEMU's microvm, with the same bare-metal guest.
 //!
 //! Each part is a file. `monitor` says how a machine is asked for, `running` starts and ends it, `process` reads what the
 //! kernel knows of it. One main thread, which sleeps while a guest is being measured.
@@ -10,6 +10,7 @@ mod floor;
 mod memory;
 mod monitor;
 mod nested;
+mod net;
 mod process;
 mod programs;
 mod qmp;
@@ -31,7 +32,7 @@ pub use stopwatch::run as stopwatch;
 /// Every error here ends the run and is a sentence for whoever started it.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What `all` measures; `nested`, `balloon` and the parts of `qos` take minutes and are asked for by name.
+/// What `all` measures; `nested`, `balloon`, `net` and the parts of `qos` take minutes and are asked for by name.
 pub const PARTS: [&str; 4] = ["boot", "memory", "disk", "qmp"];
 pub use qos::PARTS as QOS_PARTS;
 
@@ -49,6 +50,7 @@ pub fn report(parts: &[&str]) -> Result<()> {
             "disk" => disk::report(&programs)?,
             "qmp" => qmp::report(&programs)?,
             "nested" => nested::report(&programs)?,
+            "net" => net::report(&programs)?,
             "balloon" => balloon::report(&programs)?,
             _ => qos::report(&programs, part)?,
         });

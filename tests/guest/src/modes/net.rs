@@ -123,6 +123,80 @@ pub fn echo(words: Words) -> Outcome {
     Ok(())
 }
 
+/// The frame that `send` sends: TCP over IPv4 to nobody, whose checksum and segments of `gso` bytes are left to others.
+fn write_frame(place: &Dma, len: u64, mac: [u8; 6], gso: u64) {
+    if gso > 0 {
+        // NEEDS_CSUM, TCPV4; the headers' length; where the checksum begins and where it goes.
+        place.write16(0, 1 | 1 << 8);
+        place.write16(2, 54);
+        place.write16(4, gso as u16);
+        place.write16(6, 34);
+        place.write16(8, 16);
+    }
+    let frame = place.piece(HEADER, len);
+    for (at, byte) in (0..).zip([0x52, 0x54, 0, 0xff, 0xff, 0xff].into_iter().chain(mac)) {
+        frame.write8(at, byte);
+    }
+    frame.write16(12, TYPE_IPV4.swap_bytes());
+    if len >= ETHERNET + 40 {
+        frame.write16(14, 0x45);
+        frame.write16(16, ((len - ETHERNET) as u16).swap_bytes());
+        frame.write8(22, 64);
+        frame.write8(23, 6);
+        frame.write8(46, 5 << 4);
+    }
+}
+
+/// Sends frames of `size=` bytes, `depth=` under way at once, for `ms=`; `gso=N` leaves the cutting to the host.
+pub fn send(words: Words) -> Outcome {
+    let mut nic = start(words)?;
+    let (size, depth, gso) = (words.number("size", 64), words.number("depth", 64) as usize, words.number("gso", 0));
+    let begin = cpu::ticks();
+    let end = begin + clock::to_ticks(words.number("ms", 1000) * 1_000_000);
+    let mut sent = 0u64;
+    while cpu::ticks() < end || nic.under_way() > 0 {
+        nic.collect()?;
+        while cpu::ticks() < end && nic.under_way() < depth {
+            let Some((slot, place)) = nic.slot() else { break };
+            write_frame(&place, size, nic.mac, gso);
+            nic.offer(slot, size);
+            sent += 1;
+        }
+        nic.push();
+        core::hint::spin_loop();
+    }
+    let ns = clock::ns(cpu::ticks() - begin).max(1);
+    say!("net: sent={sent} bytes={} ns={ns} kicks={}", sent * size, nic.kicks);
+    Ok(())
+}
+
+/// Counts what comes for `ms=`, from the first frame on.
+pub fn sink(words: Words) -> Outcome {
+    let mut nic = start(words)?;
+    let length = clock::to_ticks(words.number("ms", 1000) * 1_000_000);
+    let (mut begin, mut frames, mut bytes) = (0, 0u64, 0u64);
+    while begin == 0 || cpu::ticks() - begin < length {
+        let mut batch = 0;
+        while batch < 32 {
+            let Some(len) = nic.drop_one()? else { break };
+            batch += 1;
+            bytes += len;
+        }
+        if batch > 0 {
+            if begin == 0 {
+                begin = cpu::ticks();
+            }
+            frames += batch;
+            nic.refill();
+        } else {
+            core::hint::spin_loop();
+        }
+    }
+    let ns = clock::ns(cpu::ticks() - begin).max(1);
+    say!("net: sunk={frames} bytes={bytes} ns={ns} kicks={}", nic.kicks);
+    Ok(())
+}
+
 /// Gives `buffers=` buffers and takes none back, until a `b`, which gives as many again, or a `q`.
 pub fn deaf(words: Words) -> Outcome {
     let (mut nic, _) = start(words)?;

@@ -16,8 +16,6 @@ pub const F_GUEST_TSO4: u64 = 1 << 7;
 pub const F_HOST_TSO4: u64 = 1 << 11;
 pub const F_MRG_RXBUF: u64 = 1 << 15;
 pub const F_STATUS: u64 = 1 << 16;
-pub const F_CTRL_VQ: u64 = 1 << 17;
-pub const F_MQ: u64 = 1 << 22;
 
 /// Everything these drivers know how to use.
 pub const KNOWN: u64 = F_VERSION_1

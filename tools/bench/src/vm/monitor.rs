@@ -48,6 +48,8 @@ pub struct Machine {
     pub words: String,
     pub drives: Vec<Drive>,
     pub qmp: Option<PathBuf>,
+    /// A NIC on the tap of that name; ours on an iothread if so said.
+    pub tap: Option<(String, bool)>,
     /// A balloon, in a guest of so many MiB.
     pub balloon_mib: Option<u64>,
 }
@@ -115,6 +117,10 @@ fn loopvisor(programs: &Programs, machine: &Machine) -> Command {
         }
         command.arg("-drive").arg(text);
     }
+    if let Some((tap, iothread)) = &machine.tap {
+        let home = if *iothread { ",iothread=net" } else { "" };
+        command.args(["-iothread", "id=net", "-netdev"]).arg(format!("id=n0,netdev={tap}{home}"));
+    }
     if machine.balloon_mib.is_some() {
         command.arg("-balloon");
     }
@@ -167,6 +173,11 @@ fn qemu(programs: &Programs, machine: &Machine) -> Command {
             device += &format!(",iothread=io{number}");
         }
         command.arg("-device").arg(device);
+    }
+    // It knows no iothread for a NIC.
+    if let Some((tap, _)) = &machine.tap {
+        let netdev = format!("tap,id=n0,ifname={tap},script=no,downscript=no,vhost=off");
+        command.arg("-netdev").arg(netdev).args(["-device", "virtio-net-device,netdev=n0"]);
     }
     if machine.balloon_mib.is_some() {
         command.args(["-device", "virtio-balloon-device,free-page-reporting=on"]);
