@@ -342,7 +342,11 @@ fn tap(name: &str, address: &str) -> Option<fs::File> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the kernel reads and writes one struct ifreq.
     let made = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::TUNSETIFF as _, &raw mut request) };
-    let ip = |words: &str| Command::new("ip").args(words.split(' ')).status().is_ok_and(|status| status.success());
+    // In the nested host it is busybox's, and no file of its own.
+    let ip = |words: &str| {
+        let run = |program: &[&str]| Command::new(program[0]).args(&program[1..]).args(words.split(' ')).status();
+        [&["ip"][..], &["busybox", "ip"]].iter().any(|program| run(program).is_ok_and(|status| status.success()))
+    };
     let up = made == 0 && ip(&format!("addr add {address}/24 dev {name}")) && ip(&format!("link set {name} up"));
     up.then_some(file)
 }
