@@ -58,7 +58,7 @@ struct Sum {
 
 impl Sum {
     fn new() -> Sum {
-        let row = |byte: usize| (0..8).fold(byte as u32, |row, _| row >> 1 ^ (row & 1) * 0xedb8_8320);
+        let row = |byte: usize| (0..8).fold(byte as u32, |row, _| (row >> 1) ^ ((row & 1) * 0xedb8_8320));
         Sum { table: std::array::from_fn(row), sum: !0, len: 0 }
     }
 
