@@ -149,7 +149,7 @@ fn write_frame(place: &Dma, len: u64, mac: [u8; 6], gso: u64) {
 
 /// Sends frames of `size=` bytes, `depth=` under way at once, for `ms=`; `gso=N` leaves the cutting to the host.
 pub fn send(words: Words) -> Outcome {
-    let mut nic = start(words)?;
+    let (mut nic, _) = start(words)?;
     let (size, depth, gso) = (words.number("size", 64), words.number("depth", 64) as usize, words.number("gso", 0));
     let begin = cpu::ticks();
     let end = begin + clock::to_ticks(words.number("ms", 1000) * 1_000_000);
@@ -172,7 +172,7 @@ pub fn send(words: Words) -> Outcome {
 
 /// Counts what comes for `ms=`, from the first frame on.
 pub fn sink(words: Words) -> Outcome {
-    let mut nic = start(words)?;
+    let (mut nic, _) = start(words)?;
     let length = clock::to_ticks(words.number("ms", 1000) * 1_000_000);
     let (mut begin, mut frames, mut bytes) = (0, 0u64, 0u64);
     while begin == 0 || cpu::ticks() - begin < length {
