@@ -24,6 +24,11 @@ impl Pty {
         // SAFETY: the call writes two descriptors and is given nothing else.
         let done = unsafe { libc::openpty(&raw mut operator, &raw mut line, null, null.cast(), null.cast()) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        for end in [operator, line] {
+            // A program that held the operator's side itself would never see it go.
+            // SAFETY: the call changes a flag of a descriptor and nothing else.
+            assert_eq!(unsafe { libc::fcntl(end, libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
+        }
         // SAFETY: both descriptors are new and nobody else's.
         let (keys, line) = unsafe { (File::from_raw_fd(operator), File::from_raw_fd(line)) };
         let screen = Tap::on(keys.try_clone().unwrap());
