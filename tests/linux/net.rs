@@ -44,7 +44,7 @@ fn enter() {
     };
     assert!(made, "make a tap: {}", std::io::Error::last_os_error());
     drop(tun);
-    for line in ["ip link set lo up", "ip addr add 10.0.0.1/24 dev tap0", "ip link set tap0 mtu 9000 up"] {
+    for line in ["ip link set lo up", "ip addr add 10.0.0.1/24 dev tap0", "ip link set tap0 up"] {
         run(line);
     }
 }
@@ -158,7 +158,7 @@ pub fn all() {
     let options = ["-iothread", "id=io", "-smp", "2", "-netdev", netdev];
     let mut monitor = Monitor::start("vmlinuz", "loopvisor.script=net", &options);
     let mut qmp = monitor.qmp();
-    monitor.wait_for("net eth0: mtu 9000, 2 queues", 0);
+    monitor.wait_for("net eth0: mtu 1500, 2 queues", 0);
     assert_eq!(monitor.lines("net eth0: ")[0], "52:54:00:12:34:56");
     monitor.wait_for("net noise: ", 0);
     for size in [56, 1400, 8000] {
@@ -184,10 +184,10 @@ pub fn all() {
     println!("from the guest: {bytes} bytes in {:?}, stopped {rounds} times", begin.elapsed());
     let after = stats(&mut qmp);
     println!("{after}");
-    // Segments of 9000 bytes would be the most without offloads.
+    // Frames of 1514 bytes would be the most without offloads; whoever only acknowledges sends small ones.
     for (way, from, to) in [("receive", &before, &received), ("transmit", &received, &after)] {
         let [packets, bytes] = ["packets", "bytes"].map(|what| number(&to[way][what]) - number(&from[way][what]));
-        assert!(bytes / packets > 9000, "{way}: {bytes} bytes in {packets} packets");
+        assert!(bytes / packets > 1514, "{way}: {bytes} bytes in {packets} packets");
         assert_eq!((&to[way]["dropped"], &to[way]["errors"]), (&json!(0), &json!(0)), "{to}");
     }
 
@@ -198,6 +198,10 @@ pub fn all() {
     let (_, told) = monitor.wait_for("net ping again: ", 0);
     assert!(told.contains("5 packets transmitted, 5 packets received"), "{told}");
     assert_eq!(monitor.wait(), 0);
-    crate::assert_no_trouble(&monitor);
+    // Not all troubles: two emulated processors may disagree about the time, which is nothing of a NIC's.
+    let console = monitor.console();
+    for trouble in ["BUG", "Oops", "NETDEV WATCHDOG", "rx error", "lockup"] {
+        assert!(!console.contains(trouble), "the guest's kernel says {trouble:?}");
+    }
     assert!(monitor.console().contains("loopvisor guest is done"));
 }
