@@ -79,7 +79,8 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
                 format!("{:.0}", of(|sample| sample.rate)),
                 format!("{:.2}", of(|sample| sample.gbit)),
                 format!("{:.2}", of(|sample| sample.cpu_us)),
-                format!("{:.3}", of(|sample| sample.kicks)),
+                // The guest that answers pings says nothing of them.
+                Some(of(|sample| sample.kicks)).filter(|kicks| !kicks.is_nan()).map_or("-".into(), |k| format!("{k:.3}")),
             ]);
         }
     }
