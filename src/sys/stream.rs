@@ -12,25 +12,25 @@ use vm_memory::VolatileSlice;
 use super::io::IoVec;
 
 /// The most ranges of memory that one call moves.
-pub const MAX_PIECES: usize = 64;
+pub const MAX_RANGES: usize = 64;
 
 /// Ranges of memory that one call is to fill or to send, in their order.
-pub struct Pieces<'m> {
-    ranges: [libc::iovec; MAX_PIECES],
+pub struct Ranges<'m> {
+    ranges: [libc::iovec; MAX_RANGES],
     count: usize,
     bytes: usize,
     memory: PhantomData<VolatileSlice<'m>>,
 }
 
-impl Default for Pieces<'_> {
+impl Default for Ranges<'_> {
     fn default() -> Self {
         let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Pieces { ranges: [none; MAX_PIECES], count: 0, bytes: 0, memory: PhantomData }
+        Ranges { ranges: [none; MAX_RANGES], count: 0, bytes: 0, memory: PhantomData }
     }
 }
 
-impl<'m> Pieces<'m> {
-    /// Adds a range. False, and nothing is added, if there are [`MAX_PIECES`].
+impl<'m> Ranges<'m> {
+    /// Adds a range. False, and nothing is added, if there are [`MAX_RANGES`].
     pub fn push(&mut self, slice: &VolatileSlice<'m>) -> bool {
         let Some(range) = self.ranges.get_mut(self.count) else { return false };
         let (iov_base, iov_len) = IoVec::new(slice).parts();
@@ -50,7 +50,7 @@ impl<'m> Pieces<'m> {
 ///
 /// # Errors
 /// What readv(2) says; `WouldBlock` if there is nothing yet.
-pub fn read(fd: BorrowedFd<'_>, into: &Pieces<'_>) -> io::Result<usize> {
+pub fn read(fd: BorrowedFd<'_>, into: &Ranges<'_>) -> io::Result<usize> {
     retry(|| {
         // SAFETY: the first `count` ranges are memory that lives as long as `into`, and to which nobody has a reference.
         unsafe { libc::readv(fd.as_raw_fd(), into.ranges.as_ptr(), into.count as libc::c_int) }
@@ -61,7 +61,7 @@ pub fn read(fd: BorrowedFd<'_>, into: &Pieces<'_>) -> io::Result<usize> {
 ///
 /// # Errors
 /// What writev(2) says; `WouldBlock` if there is no room, `BrokenPipe` if nobody reads any more.
-pub fn write(fd: BorrowedFd<'_>, from: &Pieces<'_>) -> io::Result<usize> {
+pub fn write(fd: BorrowedFd<'_>, from: &Ranges<'_>) -> io::Result<usize> {
     retry(|| {
         // SAFETY: as in `read`; the kernel only reads them.
         unsafe { libc::writev(fd.as_raw_fd(), from.ranges.as_ptr(), from.count as libc::c_int) }

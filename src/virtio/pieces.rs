@@ -5,12 +5,12 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::ring::Buffer;
 use crate::memory::GuestRam;
-use crate::sys::stream::Pieces;
+use crate::sys::stream::Ranges;
 
 /// The ranges behind the first `skip` bytes of `buffers`, `most` bytes of them: fewer where the buffers end early or leave
-/// guest memory, or come in more than [`crate::sys::stream::MAX_PIECES`] pieces.
-pub fn pieces<'m>(ram: &'m GuestRam, buffers: &[Buffer], skip: u64, most: u64) -> Pieces<'m> {
-    let mut pieces = Pieces::default();
+/// guest memory, or come in more than [`crate::sys::stream::MAX_RANGES`] of them.
+pub fn pieces<'m>(ram: &'m GuestRam, buffers: &[Buffer], skip: u64, most: u64) -> Ranges<'m> {
+    let mut pieces = Ranges::default();
     each(ram, buffers, skip, most, |slice| pieces.push(slice));
     pieces
 }
