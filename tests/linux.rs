@@ -174,14 +174,15 @@ fn guest_bytes(line: &str) -> [u64; 2] {
     [numbers[1], numbers[2]]
 }
 
-/// The unpacked kernel with two vCPUs: nothing before `cont`, a disk load that twenty stops do not disturb, and an end
+/// The unpacked kernel: nothing before `cont`, a disk load that twenty stops do not disturb, and an end
 /// by `quit` in its midst. The guest compares what it reads with what it wrote.
 #[test]
 fn an_elf_kernel_waits_for_cont_and_its_disk_load_survives_twenty_stops() {
     let directory = Directory::new();
     let drive = format!("id=vda,file={},direct=off,iothread=io", directory.image("disk.img", 64 << 20));
     let words = "loglevel=5 loopvisor.script=report,load loopvisor.seconds=3600";
-    let options = ["-smp", "2", "-S", "-iothread", "id=io", "-drive", &drive];
+    let cpus = monitor::cpus();
+    let options = ["-smp", &cpus.to_string(), "-S", "-iothread", "id=io", "-drive", &drive];
     let mut monitor = Monitor::start("vmlinux", words, &options);
     let mut qmp = monitor.qmp();
     for _ in 0..100 {
@@ -190,7 +191,7 @@ fn an_elf_kernel_waits_for_cont_and_its_disk_load_survives_twenty_stops() {
     assert_eq!(monitor.console(), "", "before cont");
     qmp.run("cont");
     let (mut seen, _) = monitor.wait_for("written", 0);
-    assert_topology(&monitor, 2);
+    assert_topology(&monitor, cpus);
 
     for round in 0..20 {
         qmp.run("stop");
@@ -705,7 +706,8 @@ fn the_reset_line_of_the_keyboard_controller_is_a_reset() {
 fn linux_reboots_by_the_keyboard_controller_a_triple_fault_the_acpi_register_and_qmp_and_finds_its_disk_each_time() {
     let directory = Directory::new();
     let drive = format!("id=one,file={},direct=off,iothread=a", directory.image("a.img", 8 << 20));
-    let options = ["-smp", "2", "-iothread", "id=a", "-drive", &drive];
+    let cpus = monitor::cpus();
+    let options = ["-smp", &cpus.to_string(), "-iothread", "id=a", "-drive", &drive];
     let words = "loglevel=4 loopvisor.script=reboots";
     let mut monitor = Monitor::start_that_reboots("vmlinuz", words, &options);
     let mut qmp = monitor.qmp();
@@ -719,13 +721,14 @@ fn linux_reboots_by_the_keyboard_controller_a_triple_fault_the_acpi_register_and
     let expected = [by_the_guest(), by_the_guest(), by_the_guest(), by_qmp, shutdown(true, "guest-shutdown")];
     assert_eq!(qmp.finish(), expected);
     let lives = monitor.lines("reboots: ");
-    assert_eq!(lives, [1, 2, 3, 4, 5].map(|life| format!("life {life} on 2 vCPUs")));
+    assert_eq!(lives, [1, 2, 3, 4, 5].map(|life| format!("life {life} on {cpus} vCPUs")));
     assert_no_trouble(&monitor);
 }
 
 #[test]
 fn the_power_button_switches_linux_off_in_order() {
-    let mut monitor = Monitor::start("vmlinuz", "loglevel=4 loopvisor.script=power", &["-smp", "2"]);
+    let mut monitor =
+        Monitor::start("vmlinuz", "loglevel=4 loopvisor.script=power", &["-smp", &monitor::cpus().to_string()]);
     let mut qmp = monitor.qmp();
     monitor.wait_for("loopvisor guest waits for the power button", 0);
     qmp.run("system_powerdown");

@@ -19,6 +19,12 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 /// How long anything may take. The emulated processors of a nested host are slow, and others may use the host's.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
+/// vCPUs of a machine that is to have several, where that works for long: an emulated host whose two processors both run a
+/// guest was seen to lock up, or to reset itself, every few hours. Several at once are tried in shorter tests.
+pub fn cpus() -> u32 {
+    if std::env::var("LOOPVISOR_HOST").is_ok_and(|host| host == "nested") { 1 } else { 2 }
+}
+
 /// A directory of one test's own, removed with it.
 pub struct Directory(PathBuf);
 
