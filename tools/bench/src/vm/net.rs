@@ -80,7 +80,9 @@ pub fn report(programs: &Programs) -> Result<Vec<Figure>> {
                 format!("{:.2}", of(|sample| sample.gbit)),
                 format!("{:.2}", of(|sample| sample.cpu_us)),
                 // The guest that answers pings says nothing of them.
-                Some(of(|sample| sample.kicks)).filter(|kicks| !kicks.is_nan()).map_or("-".into(), |k| format!("{k:.3}")),
+                Some(of(|sample| sample.kicks))
+                    .filter(|kicks| !kicks.is_nan())
+                    .map_or("-".into(), |k| format!("{k:.3}")),
             ]);
         }
     }
