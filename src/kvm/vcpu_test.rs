@@ -93,9 +93,14 @@ impl Guest {
         Guest { vcpus: vcpus.into_iter().map(start).collect(), seen }
     }
 
-    /// What comes next. The time limit only turns a hang into a failure.
+    /// What comes next. The time limit only turns a hang into a failure, which says where everyone stands.
     fn next(&self) -> Seen {
-        self.seen.recv_timeout(Duration::from_secs(60)).expect("the guest does something")
+        self.seen.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| {
+            let file = |tid, name| std::fs::read_to_string(format!("/proc/self/task/{tid}/{name}")).unwrap_or_default();
+            let threads =
+                self.vcpus.iter().map(|vcpu| ["status", "syscall", "stack"].map(|name| file(vcpu.tid(), name)));
+            panic!("the guest does nothing: {:?}, {:#?}", self.vcpus, threads.collect::<Vec<_>>())
+        })
     }
 
     fn expect(&self, expected: &[Seen]) {
