@@ -405,6 +405,19 @@ fn a_client_that_reads_no_more_keeps_nothing_from_the_next() {
 }
 
 #[test]
+fn a_chain_longer_than_the_buffer_waits_neither_for_a_client_that_reads_nor_for_one_that_will_not() {
+    let mut rig = Rig::new();
+    let mut client = rig.client();
+    // As much as the socket has room for.
+    let data = bytes(0, 100_000);
+    assert!(rig.send(&data));
+    assert_eq!(rig.drain(&mut client), data);
+    client.shutdown(Shutdown::Read).unwrap();
+    assert!(rig.send(&data) && rig.send(&data));
+    assert_eq!(rig.lost(), (2 * data.len() - OUTPUT_BYTES) as u64);
+}
+
+#[test]
 fn a_second_client_waits_until_the_first_has_gone() {
     let mut rig = Rig::new();
     let mut first = rig.client();
