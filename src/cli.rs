@@ -37,6 +37,12 @@ struct Options {
         arg_name = "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]"
     )]
     machine: Option<String>,
+    /// what runs the guest: the processor, always
+    #[argh(option, arg_name = "kvm")]
+    accel: Option<String>,
+    /// what a vCPU is: what the host's processor is, always
+    #[argh(option, arg_name = "host")]
+    cpu: Option<String>,
     /// vCPUs, 1 to 254; default 1
     #[argh(option, arg_name = "[cpus=]N")]
     smp: Option<String>,
@@ -99,6 +105,9 @@ struct Options {
     /// listen for QMP on a Unix socket; repeatable
     #[argh(option, arg_name = "unix:PATH,server[,nowait]")]
     qmp: Vec<String>,
+    /// listen for QMP on the socket of a -chardev socket; repeatable
+    #[argh(option, arg_name = "chardev=NAME[,id=NAME][,mode=control]")]
+    mon: Vec<String>,
     /// append the log to FILE; default standard error
     #[argh(option, short = 'D', arg_name = "[FILE]")]
     log: Option<String>,
@@ -120,6 +129,47 @@ struct Options {
     version: bool,
 }
 
+/// Options that other monitors have, that those who start virtual machines pass to all of them, and that mean nothing
+/// here: how they are written, and whether a word follows.
+const IGNORED: [(&str, bool); 15] = [
+    ("boot", true),
+    ("disable-seccomp", false),
+    ("display", true),
+    ("msg", true),
+    ("no-hpet", false),
+    ("no-shutdown", false),
+    ("no-user-config", false),
+    ("nodefaults", false),
+    ("nographic", false),
+    ("overcommit", true),
+    ("realtime", true),
+    ("rtc", true),
+    ("sandbox", true),
+    ("uuid", true),
+    ("vga", true),
+];
+
+/// Takes out what means nothing here, with its words.
+fn without_ignored(words: Vec<OsString>) -> (Vec<OsString>, Vec<String>) {
+    let (mut kept, mut ignored) = (Vec::new(), Vec::new());
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        let known = word.to_str().and_then(|word| {
+            let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+            IGNORED.iter().find(|(ignored, _)| *ignored == name)
+        });
+        let Some((name, takes_word)) = known else {
+            kept.push(word);
+            continue;
+        };
+        ignored.push(format!("-{name}"));
+        if *takes_word {
+            words.next_if(|word| !word.as_encoded_bytes().starts_with(b"-"));
+        }
+    }
+    (kept, ignored)
+}
+
 /// Reads the words behind the program's name.
 ///
 /// # Errors
@@ -127,7 +177,7 @@ struct Options {
 /// Every error is a mistake of the user's (`Kind::Usage`, exit code 2) that names the option, the word, and what would
 /// be accepted.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
-    let words: Vec<OsString> = args.into_iter().collect();
+    let (words, ignored) = without_ignored(args.into_iter().collect());
     // A request for help is answered whatever else is wrong.
     for word in &words {
         match word.to_str().and_then(flag_of).map(|flag| flag.long) {
@@ -143,7 +193,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let options = Options::from_args(&["loopvisor"], &args).map_err(|exit| Error::usage(exit.output.trim_end()))?;
-    let spec = spec(&options)?;
+    let mut spec = spec(&options)?;
+    spec.ignored = ignored;
     spec.check()?;
     Ok(Command::Run(Box::new(spec)))
 }
@@ -162,6 +213,12 @@ fn spec(given: &Options) -> Result<VmSpec> {
     }
     if let Some(text) = &given.machine {
         options::machine(text, &mut spec)?;
+    }
+    if let Some(text) = &given.accel {
+        options::accel(text)?;
+    }
+    if let Some(text) = &given.cpu {
+        options::cpu(text)?;
     }
     if let Some(text) = &given.smp {
         spec.cpus = options::cpus(text)?;
@@ -185,15 +242,19 @@ fn spec(given: &Options) -> Result<VmSpec> {
     for text in &given.netdev {
         net::netdev(text, &mut spec)?;
     }
+    spec.balloons = given.balloon.iter().map(|text| options::balloon(text)).collect::<Result<Vec<_>>>()?;
+    let mut named = Vec::new();
     for text in &given.device {
-        device::device(text, &mut spec)?;
+        device::device(text, &mut spec, &mut named)?;
     }
-    spec.balloons = given.balloon.iter().map(|text| options::balloon(text)).collect::<Result<_>>()?;
     if let Some(text) = &given.serial {
         spec.serial = options::serial(text)?;
     }
     let api_channel = given.api_channel.iter().map(|text| options::api_channel(text));
     spec.qmp = api_channel.chain(given.qmp.iter().map(|text| options::qmp(text))).collect::<Result<_>>()?;
+    for text in &given.mon {
+        options::monitor(text, &mut spec)?;
+    }
     if let Some(text) = given.log.as_ref().filter(|text| !text.is_empty()) {
         spec.log = LogSpec::File(options::file("-D", text)?);
     }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
+use log::debug;
 use loopvisor::cli::{self, Command};
 use loopvisor::config::spec::{SerialSpec, VmSpec};
 use loopvisor::control::{Console, Control, End, Listener, Memory, Signals};
@@ -57,6 +58,7 @@ fn launch(spec: &VmSpec) -> ExitCode {
 /// Everything up to a running guest. The pidfile goes last.
 fn set_up(spec: &VmSpec) -> Result<(Option<Pidfile>, Running)> {
     logging::start(&spec.log)?;
+    spec.ignored.iter().for_each(|option| debug!("{option}: accepted, and means nothing here"));
     let pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
     Ok((pidfile, Running::start(spec)?))
 }

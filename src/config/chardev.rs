@@ -65,7 +65,9 @@ pub fn chardev(text: &str, spec: &mut VmSpec) -> Result<()> {
 /// # Errors
 /// What is wrong with the keys.
 pub fn virtconsole(text: &str, spec: &mut VmSpec) -> Result<()> {
-    let pairs = KeyValues::read("-device", text, &["type", "chardev", "id"], kind)?;
+    let pairs = KeyValues::read("-device", text, &["type", "chardev", "id", "nr"], kind)?;
+    // Each console has a device of its own, whose only port is its first.
+    pairs.get("nr", "0", |number| (number == "0").then_some(()))?;
     let id = pairs.require("id", "NAME (1 to 255 characters)", name)?;
     let chardev = pairs.require("chardev", "the id of a -chardev", name)?;
     spec.consoles.push(ConsoleSpec { id, chardev });
@@ -137,7 +139,7 @@ mod tests {
             chardev(text, &mut spec)?;
         }
         for text in devices {
-            device(text, &mut spec)?;
+            device(text, &mut spec, &mut Vec::new())?;
         }
         spec.check()?;
         Ok(spec)

@@ -26,11 +26,15 @@ pub fn name(text: &str) -> Result<String> {
     })
 }
 
-/// `-machine [type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]`, written into `spec`.
+/// `-machine [type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]`,
+/// written into `spec`.
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
-    let keys = ["type", "dump-guest-core", "mem-share", "disk-slots", "nic-slots"];
+    let keys = ["type", "accel", "usb", "dump-guest-core", "mem-share", "disk-slots", "nic-slots"];
     let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
     pairs.get("type", "microvm", |name| name.eq_ignore_ascii_case("microvm").then_some(()))?;
+    // Both say what is so anyway; later versions of the original write them.
+    pairs.get("accel", "kvm", |accel| matches!(accel, "kvm" | "kvm:tcg").then_some(()))?;
+    pairs.get("usb", "off", |usb| (usb == "off").then_some(()))?;
     if let Some(dumped) = pairs.get_bool("dump-guest-core")? {
         spec.dump_guest_core = dumped;
     }
@@ -75,15 +79,61 @@ pub fn memory_bytes(text: &str) -> Result<u64> {
     })
 }
 
+/// `-accel kvm`.
+pub fn accel(text: &str) -> Result<()> {
+    match text {
+        "kvm" => Ok(()),
+        _ => Err(Error::usage(format!("-accel {text}: only the processor runs guests here; accepted: kvm"))),
+    }
+}
+
+/// `-cpu host`.
+pub fn cpu(text: &str) -> Result<()> {
+    match text {
+        "host" => Ok(()),
+        _ => Err(Error::usage(format!("-cpu {text}: a vCPU is what the host's processor is; accepted: host"))),
+    }
+}
+
+/// `-mon chardev=NAME[,id=NAME][,mode=control]`: QMP on the socket of that `-chardev`, which is no console's then.
+pub fn monitor(text: &str, spec: &mut VmSpec) -> Result<()> {
+    let pairs = KeyValues::read("-mon", text, &["chardev", "id", "mode"], |_, _| None)?;
+    let name = pairs.require("chardev", "the id of a -chardev socket", short_text)?;
+    pairs.get("id", "NAME (1 to 255 characters)", short_text)?;
+    pairs.get("mode", "control (QMP)", |mode| (mode == "control").then_some(()))?;
+    match spec.chardevs.iter().position(|chardev| chardev.id == name) {
+        Some(place) => {
+            spec.qmp.push(spec.chardevs.remove(place).path);
+            Ok(())
+        }
+        None => Err(pairs.mistake(format!(
+            "there is no chardev {name:?}; accepted: with -chardev socket,id={name},path=PATH,server,nowait"
+        ))),
+    }
+}
+
 /// `-balloon [deflate-on-oom=B][,free-page-reporting=B][,auto=B,floor=SIZE[,pressure=FILE]]`, which may be empty (rule
 /// D3.6).
 pub fn balloon(text: &str) -> Result<BalloonSpec> {
-    let mut balloon = BalloonSpec::default();
     if text.is_empty() {
-        return Ok(balloon);
+        return Ok(BalloonSpec::default());
     }
-    let keys = ["deflate-on-oom", "free-page-reporting", "auto", "floor", "pressure"];
-    let pairs = KeyValues::read("-balloon", text, &keys, |_, _| None)?;
+    balloon_of(&KeyValues::read("-balloon", text, &BALLOON_KEYS, |_, _| None)?)
+}
+
+const BALLOON_KEYS: [&str; 5] = ["deflate-on-oom", "free-page-reporting", "auto", "floor", "pressure"];
+
+/// `-device virtio-balloon-device[,id=NAME]` and the same keys.
+pub fn balloon_device(text: &str) -> Result<BalloonSpec> {
+    let keys: Vec<&str> = ["driver", "id"].into_iter().chain(BALLOON_KEYS).collect();
+    let pairs = KeyValues::read("-device", text, &keys, |place, item| (place == 0).then_some(("driver", item)))?;
+    // There is one, which needs no name.
+    pairs.get("id", "NAME (1 to 255 characters)", short_text)?;
+    balloon_of(&pairs)
+}
+
+fn balloon_of(pairs: &KeyValues<'_>) -> Result<BalloonSpec> {
+    let mut balloon = BalloonSpec::default();
     balloon.deflate_on_oom = pairs.get_bool("deflate-on-oom")?.unwrap_or(balloon.deflate_on_oom);
     balloon.free_page_reporting = pairs.get_bool("free-page-reporting")?.unwrap_or(balloon.free_page_reporting);
     let auto = pairs.get_bool("auto")?.unwrap_or(false);
@@ -128,9 +178,7 @@ pub fn drive(text: &str) -> Result<DriveSpec> {
     if pairs.get_bool("direct")? == Some(false) {
         drive.cache = Cache::Buffered;
     }
-    drive.serial = pairs.get("serial", "text of at most 20 bytes", |serial| {
-        (serial.len() <= MAX_SERIAL_BYTES).then(|| serial.to_owned())
-    })?;
+    drive.serial = pairs.get("serial", "text of at most 20 bytes", serial_number)?;
     drive.iothread = pairs.get("iothread", "the id of an -iothread", short_text)?;
     let aio = pairs.get("aio", "io_uring, threads, native", |aio| match aio {
         "io_uring" => Some(Aio::IoUring),
@@ -214,7 +262,17 @@ fn bytes(pairs: &KeyValues<'_>, key: &str) -> Result<Option<u64>> {
 
 /// `-iothread id=NAME` (rule D1.7).
 pub fn iothread(text: &str) -> Result<IothreadSpec> {
-    let pairs = KeyValues::read("-iothread", text, &["id"], |_, _| None)?;
+    iothread_of(&KeyValues::read("-iothread", text, &["id"], |_, _| None)?)
+}
+
+/// `-object iothread,id=NAME`: the same.
+pub fn iothread_object(text: &str) -> Result<IothreadSpec> {
+    iothread_of(&KeyValues::read("-object", text, &["qom-type", "id"], |place, item| {
+        (place == 0).then_some(("qom-type", item))
+    })?)
+}
+
+fn iothread_of(pairs: &KeyValues<'_>) -> Result<IothreadSpec> {
     Ok(IothreadSpec { id: pairs.require("id", "NAME (1 to 255 characters)", short_text)? })
 }
 
@@ -287,6 +345,10 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
 
 pub(super) fn short_text(text: &str) -> Option<String> {
     (1..=MAX_NAME_CHARS).contains(&text.chars().count()).then(|| text.to_owned())
+}
+
+pub(super) fn serial_number(text: &str) -> Option<String> {
+    (text.len() <= MAX_SERIAL_BYTES).then(|| text.to_owned())
 }
 
 pub(super) fn file_path(text: &str) -> Option<PathBuf> {

@@ -95,6 +95,8 @@ pub struct VmSpec {
     pub freeze: bool,
     /// `-no-reboot`: a reset ends the machine.
     pub no_reboot: bool,
+    /// Options that were accepted and mean nothing here, for the log.
+    pub ignored: Vec<String>,
 }
 
 impl VmSpec {
@@ -129,6 +131,7 @@ impl VmSpec {
             daemonize: false,
             freeze: false,
             no_reboot: false,
+            ignored: Vec::new(),
         }
     }
 
