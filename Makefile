@@ -9,7 +9,7 @@ export CPUS MEM DRIVE APPEND KERNEL INITRD
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested doc clean
+.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages doc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,11 @@ bench-nested: ## measure the boot of Debian's kernel in the nested host, by a cl
 	@cargo build --release
 	@tools/linux-image
 	@cargo run --release --manifest-path tools/bench/Cargo.toml -- nested
+
+pages: ## make the manual page and the completions of bash, zsh and fish: target/pages
+	@tools/deps build
+	@mkdir -p target/pages
+	@cargo run --quiet --example pages target/pages
 
 doc: ## build the documentation of the code, private items too
 	cargo doc --no-deps --document-private-items

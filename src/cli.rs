@@ -4,10 +4,12 @@
 //! here, because our users write `-kernel` and argh reads `--kernel`; then argh fills the record, and
 //! `config::options` gives each text its meaning. Nothing here touches the host. Main thread, before all else.
 
+pub mod pages;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
+use argh::{ArgsInfo, FlagInfo, FromArgs, Optionality};
 
 use crate::config::keyvalue::near;
 use crate::config::spec::{LogSpec, VmSpec};
@@ -34,7 +36,8 @@ struct Options {
     /// a later plug
     #[argh(
         option,
-        arg_name = "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]"
+        arg_name = "[type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]\
+                    [,kernel-format=auto|bzimage|elf|flat]"
     )]
     machine: Option<String>,
     /// what runs the guest: the processor, always
@@ -53,7 +56,7 @@ struct Options {
     /// consists of huge pages
     #[argh(option, arg_name = "PATH")]
     mem_path: Option<String>,
-    /// the kernel: bzImage or ELF vmlinux; required
+    /// the kernel: bzImage, ELF vmlinux, or a flat one called *.bin; required
     #[argh(option, arg_name = "FILE")]
     kernel: Option<String>,
     /// the initial RAM disk
@@ -83,12 +86,15 @@ struct Options {
     /// a device by its type; repeatable
     #[argh(option, arg_name = "TYPE[,KEY=VALUE,...]")]
     device: Vec<String>,
-    /// let the guest give memory back, and QMP's balloon say how much; keys deflate-on-oom=off, free-page-reporting=on,
-    /// auto=off with floor and pressure
-    #[argh(option, arg_name = "[KEY=VALUE,...]")]
+    /// let the guest give memory back, and QMP's balloon say how much; deflate-on-oom=off, free-page-reporting=on, auto=off
+    /// unless given
+    #[argh(
+        option,
+        arg_name = "[deflate-on-oom=on|off][,free-page-reporting=on|off][,auto=on|off][,floor=SIZE][,pressure=FILE]"
+    )]
     balloon: Vec<String>,
-    /// random numbers for the guest; keys random_file=/dev/urandom, bytes_per_sec (no limit)
-    #[argh(option, arg_name = "[KEY=VALUE,...]")]
+    /// random numbers for the guest; from /dev/urandom and without a limit unless given
+    #[argh(option, arg_name = "[random_file=FILE][,bytes_per_sec=N]")]
     rng: Vec<String>,
     /// something that a device names; repeatable
     #[argh(option, arg_name = "TYPE[,KEY=VALUE,...]")]
@@ -181,7 +187,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
     // A request for help is answered whatever else is wrong.
     for word in &words {
         match word.to_str().and_then(flag_of).map(|flag| flag.long) {
-            Some("--help") => return Ok(Command::Print(help())),
+            Some("--help") => return Ok(Command::Print(pages::help())),
             Some("--version") => return Ok(Command::Print(format!("loopvisor {}\n", env!("CARGO_PKG_VERSION")))),
             _ => {}
         }
@@ -364,24 +370,23 @@ fn names(flag: &FlagInfo<'_>) -> impl Iterator<Item = String> {
 
 /// How many words an option takes, and the syntax of its value with the blank before it.
 fn arity(flag: &FlagInfo<'_>) -> (Arity, String) {
-    let FlagInfoKind::Option { arg_name } = flag.kind else { return (Arity::None, String::new()) };
-    let arity = match arg_name {
-        _ if arg_name.ends_with("...") => Arity::Many,
-        _ if arg_name.starts_with('[') && arg_name.find(']') == Some(arg_name.len() - 1) => Arity::AtMostOne,
+    let syntax = pages::syntax(flag);
+    let arity = match syntax.as_str() {
+        "" => return (Arity::None, syntax),
+        _ if syntax.ends_with("...") => Arity::Many,
+        _ if is_optional(&syntax) => Arity::AtMostOne,
         _ => Arity::One,
     };
-    (arity, format!(" {arg_name}"))
+    (arity, format!(" {syntax}"))
 }
 
-/// The help text: each option's syntax and one line about it.
-fn help() -> String {
-    let mut text = format!("Usage: loopvisor -kernel FILE [OPTION]...\n{}\n\n", Options::get_args_info().description);
-    for flag in flags() {
-        let names: Vec<String> = names(flag).map(|name| format!("-{name}")).collect();
-        text += &format!("  {}{}\n        {}\n", names.join(", "), arity(flag).1, flag.description);
-    }
-    text += "\nA second dash is accepted. docs/cli.md says more.\n";
-    text
+/// Whether all of the syntax stands in brackets.
+fn is_optional(syntax: &str) -> bool {
+    let mut depth = 0;
+    syntax.chars().all(|c| {
+        depth += i32::from(c == '[') - i32::from(c == ']');
+        depth > 0 || c == ']'
+    })
 }
 
 #[cfg(test)]

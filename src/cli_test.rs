@@ -2,7 +2,7 @@ use super::*;
 use crate::config::chardev::{ChardevSpec, ConsoleSpec};
 use crate::config::net::{NicSpec, TapSpec};
 use crate::config::rng::{RngSource, RngSpec};
-use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, SerialSpec};
+use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, KernelFormat, SerialSpec};
 use crate::config::vsock::VsockSpec;
 use crate::qos::{Limit, Limits, Quantity, Spelling};
 use proptest::prelude::*;
@@ -50,7 +50,7 @@ fn nic(id: &str, tap: &str) -> NicSpec {
 
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
-    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=1 -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
+    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=1,kernel-format=flat -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -netdev id=n0,netdev=t0 -netdev tap,id=x,ifname=t1 \
                 -device virtio-net-device,netdev=x,id=n1 -serial stdio -api-channel unix:/a \
@@ -66,6 +66,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         mem_share: false,
         mem_path: Some("m".into()),
         kernel: "k".into(),
+        kernel_format: KernelFormat::Flat,
         initrd: Some("i".into()),
         append: "a=b=c d".into(),
         drives: vec![DriveSpec {
@@ -158,6 +159,8 @@ fn the_command_line_of_kata_containers_is_understood_whole() {
     // A device that is not here is refused by its name, with what takes its place.
     let refused = refusal("-kernel k -device vhost-user-fs-device,chardev=c,tag=t,id=f");
     assert!(refused.contains("no such type \"vhost-user-fs-device\"; accepted: a disk image"), "{refused}");
+    let refused = refusal("-kernel k -device virtio-blk-pci,drive=a");
+    assert!(refused.contains("accepted: virtio-blk-device: there is no PCI"), "{refused}");
 }
 
 #[test]
@@ -254,9 +257,9 @@ fn the_machine_is_checked_as_a_whole() {
 #[test]
 fn help_has_every_option_with_its_syntax_and_wins_over_mistakes() {
     for line in ["-h", "-help", "--help", "-bogus -h", "-kernel -h"] {
-        assert_eq!(printed(line), help(), "{line}");
+        assert_eq!(printed(line), pages::help(), "{line}");
     }
-    let help = help();
+    let help = pages::help();
     for (name, syntax) in [
         ("-h, -help", ""),
         ("-name", " TEXT"),

@@ -1,7 +1,8 @@
 //! The log: where it goes and what a line looks like.
 //!
 //! `error` is for what somebody must act on, `warn` for what somebody may have to, `info` for what an operator asks
-//! about later. What a guest can cause is limited where it is caused. The level is `RUST_LOG`'s, `info` without it.
+//! about later. What a guest can cause is limited where it is caused. The level is `LOOPVISOR_LOG`'s
+//! (`error`, `warn`, `info`, `debug`, `trace`, `off`), `info` without it; the original's name for it is heard, and env_logger's.
 //! Set up once by the main thread; any thread logs.
 
 use std::fs::OpenOptions;
@@ -23,8 +24,12 @@ pub fn start(spec: &LogSpec) -> Result<()> {
     let mut builder = Builder::new();
     builder
         .filter_level(LevelFilter::Info)
-        .parse_default_env()
         .format(|line, record| writeln!(line, "{} {} {}: {}", clock::utc(), record.level(), gettid(), record.args()));
+    let level =
+        ["LOOPVISOR_LOG", "STRATOVIRT_LOG_LEVEL", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok());
+    if let Some(level) = level {
+        builder.parse_filters(&level);
+    }
     if let LogSpec::File(path) = spec {
         let file = OpenOptions::new()
             .append(true)

@@ -14,6 +14,7 @@ use loopvisor::logging;
 use loopvisor::machine::{Machine, Threads};
 use loopvisor::pidfile::Pidfile;
 use loopvisor::sys::daemon;
+use loopvisor::sys::progress::Progress;
 use loopvisor::sys::terminal::Terminal;
 use loopvisor::sys::tune;
 
@@ -83,7 +84,9 @@ impl Running {
         for path in &spec.qmp {
             main.add(Box::new(Listener::bind(path, control.clone())?))?;
         }
-        let mut machine = Machine::build(spec, &mut main, notices_sender, serial_sender)?;
+        let progress = Progress::begin();
+        let mut machine = Machine::build(spec, &mut main, notices_sender, serial_sender, &progress)?;
+        drop(progress);
         let memory = machine.take_balloon().map(Memory::new).transpose()?;
         let mut terminal = None;
         if spec.serial == SerialSpec::Stdio {

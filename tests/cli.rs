@@ -15,7 +15,7 @@ fn a_mistake_exits_with_2_and_names_the_option_the_word_and_what_is_accepted() {
         ("", "-kernel", "missing", "-kernel FILE"),
         ("vmlinux", "-OPTION", "\"vmlinux\"", "-OPTION vmlinux"),
         ("-kernal k", "-kernal", "no such option", "-kernel"),
-        ("-kernel k -uuid 7", "-uuid", "no such option", "-name"),
+        ("-kernel k -incoming 7", "-incoming", "no such option", "-name"),
         ("-kernel a b", "-kernel", "\"b\"", "-kernel FILE"),
         ("-kernel a -kernel b", "-kernel", "twice", "once"),
         ("-kernel k -freeze now", "-freeze", "\"now\"", "accepted: -freeze"),

@@ -127,6 +127,8 @@ fn a_stock_kernel_finds_everything_there_is_and_its_files_reach_the_images() {
         assert!(console.contains(line), "the kernel did not say {line:?}");
     }
     assert_no_trouble(&monitor);
+    let told = monitor.log().lines().filter(|line| line.contains(" INFO ")).count();
+    assert!((1..=20).contains(&told), "{told} lines of the log by then:\n{}", monitor.log());
     assert_eq!(monitor.lines("timer: "), ["lapic-deadline"]);
     assert!(["kvm-clock", "tsc"].map(String::from).contains(&monitor.lines("clocksource: ")[0]));
     assert_topology(&monitor, 1);
@@ -154,6 +156,37 @@ fn a_stock_kernel_finds_everything_there_is_and_its_files_reach_the_images() {
     for image in &images {
         assert_holds(image, &source[..source.len() / 512 * 512]);
     }
+}
+
+/// What `objcopy -O binary vmlinux` writes: the memory that the segments are, from the first of them on.
+fn flat(elf: &[u8]) -> Vec<u8> {
+    let word =
+        |at: usize, len: usize| elf[at..at + len].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    let headers = (0..word(56, 2)).map(|n| (word(32, 8) + n * word(54, 2)) as usize);
+    let loads: Vec<_> = headers.filter(|&at| word(at, 4) == 1).collect();
+    let start = loads.iter().map(|at| word(at + 24, 8)).min().unwrap();
+    let mut memory = Vec::new();
+    for at in loads {
+        let (from, to, len) =
+            (word(at + 8, 8) as usize, (word(at + 24, 8) - start) as usize, word(at + 32, 8) as usize);
+        memory.resize(memory.len().max(to + len), 0);
+        memory[to..to + len].copy_from_slice(&elf[from..from + len]);
+    }
+    memory
+}
+
+/// The original's manual has users make such a file.
+#[test]
+fn a_flat_kernel_boots_by_its_name_and_says_so() {
+    let directory = Directory::new();
+    let kernel = directory.file("vmlinux.bin");
+    let elf = fs::read(format!("{}/vmlinux", std::env::var("LOOPVISOR_LINUX").unwrap())).unwrap();
+    fs::write(&kernel, flat(&elf)).unwrap();
+    let mut monitor = Monitor::start(&kernel, "loopvisor.script=report", &[]);
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    assert!(monitor.log().contains("taken for flat memory"), "{}", monitor.log());
+    assert_no_trouble(&monitor);
 }
 
 /// What the only disk has done, but for the rates of the last second, which go on while it stands.

@@ -17,11 +17,14 @@ const TYPES: [&str; 7] = [
     "virtio-serial-device",
     "vsock",
 ];
-/// Types of the original that are not here, and what takes their place.
-const ELSEWHERE: [(&str, &str); 2] = [
-    ("vhost-user-fs-device", "a disk image, or a file system over the network"),
-    ("virtio-blk-pci", "virtio-blk-device: there is no PCI, all devices are virtio-mmio"),
-];
+
+/// What takes the place of a type that others have.
+fn instead_of(kind: &str) -> Option<String> {
+    match kind.strip_suffix("-pci") {
+        Some(name) => Some(format!("{name}-device: there is no PCI, all devices are virtio-mmio")),
+        None => (kind == "vhost-user-fs-device").then(|| "a disk image, or a file system over the network".to_owned()),
+    }
+}
 
 /// `-device TYPE[,KEY=VALUE,...]`, written into `spec`; `named` are the drives that devices have named.
 ///
@@ -38,8 +41,7 @@ pub fn device(text: &str, spec: &mut VmSpec, named: &mut Vec<String>) -> Result<
         "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
         "vsock" => spec.vsocks.push(vsock::device(text)?),
         _ => {
-            let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == kind).map(|(_, instead)| (*instead).to_owned());
-            let accepted = elsewhere.unwrap_or_else(|| TYPES.join(", "));
+            let accepted = instead_of(kind).unwrap_or_else(|| TYPES.join(", "));
             return Err(Error::usage(format!("-device {text}: no such type {kind:?}; accepted: {accepted}")));
         }
     }

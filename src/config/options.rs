@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use super::keyvalue::{KeyValues, decimal};
 use super::spec::{
-    Access, Aio, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec, MAX_CPUS, MAX_MEMORY_BYTES, MAX_NAME_CHARS,
-    MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MAX_VIRTIO_DEVICES, MIN_BALLOON_BYTES, MIN_MEMORY_BYTES,
-    PRESSURE, SerialSpec, VmSpec,
+    Access, Aio, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec, KernelFormat, MAX_CPUS, MAX_MEMORY_BYTES,
+    MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MAX_VIRTIO_DEVICES, MIN_BALLOON_BYTES,
+    MIN_MEMORY_BYTES, PRESSURE, SerialSpec, VmSpec,
 };
 use crate::error::{Error, Result};
 use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity, Spelling};
@@ -26,10 +26,10 @@ pub fn name(text: &str) -> Result<String> {
     })
 }
 
-/// `-machine [type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]`,
-/// written into `spec`.
+/// `-machine [type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]
+/// [,kernel-format=auto|bzimage|elf|flat]`, written into `spec`.
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
-    let keys = ["type", "accel", "usb", "dump-guest-core", "mem-share", "disk-slots", "nic-slots"];
+    let keys = ["type", "accel", "usb", "dump-guest-core", "mem-share", "disk-slots", "nic-slots", "kernel-format"];
     let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
     pairs.get("type", "microvm", |name| name.eq_ignore_ascii_case("microvm").then_some(()))?;
     // Both say what is so anyway; later versions of the original write them.
@@ -48,6 +48,14 @@ pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
     };
     spec.disk_slots = slots("disk-slots")?;
     spec.nic_slots = slots("nic-slots")?;
+    let format = pairs.get("kernel-format", "auto, bzimage, elf, flat", |format| match format {
+        "auto" => Some(KernelFormat::Auto),
+        "bzimage" => Some(KernelFormat::Bzimage),
+        "elf" => Some(KernelFormat::Elf),
+        "flat" => Some(KernelFormat::Flat),
+        _ => None,
+    })?;
+    spec.kernel_format = format.unwrap_or(spec.kernel_format);
     Ok(())
 }
 

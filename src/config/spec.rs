@@ -57,6 +57,8 @@ pub struct VmSpec {
     pub mem_path: Option<PathBuf>,
     /// `-kernel`.
     pub kernel: PathBuf,
+    /// `-machine kernel-format=`: what it is.
+    pub kernel_format: KernelFormat,
     /// `-initrd`.
     pub initrd: Option<PathBuf>,
     /// `-append`: the words as given, joined by blanks; the monitor adds its own behind them.
@@ -112,6 +114,7 @@ impl VmSpec {
             nic_slots: None,
             mem_path: None,
             kernel: kernel.into(),
+            kernel_format: KernelFormat::Auto,
             initrd: None,
             append: String::new(),
             drives: Vec::new(),
@@ -141,6 +144,19 @@ impl VmSpec {
         let mut all = std::iter::once(drive.limits).chain(group);
         all.find(|limits| !limits.is_none()).unwrap_or_default()
     }
+}
+
+/// What a kernel's file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelFormat {
+    /// `auto`: what its content says; flat, if that says nothing and its name ends with `.bin`.
+    Auto,
+    /// `bzimage`: what distributions ship.
+    Bzimage,
+    /// `elf`: an ELF vmlinux.
+    Elf,
+    /// `flat`: memory from 16 MiB on, as `objcopy -O binary vmlinux vmlinux.bin` writes it.
+    Flat,
 }
 
 /// `-drive`: a virtio-blk device and the file behind it.

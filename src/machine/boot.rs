@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::{self, Kernel, Protocol};
 use super::layout;
+use crate::config::spec::KernelFormat;
 use crate::error::{Context, Error, Result};
 use crate::kvm::x86_64::regs::{Entry, Mode};
 use crate::memory::{self, GuestRam};
@@ -24,8 +25,10 @@ use crate::memory::{self, GuestRam};
 /// What the guest starts from.
 #[derive(Debug)]
 pub struct Boot {
-    /// The kernel's image: a bzImage, or an ELF vmlinux.
+    /// The kernel's image.
     kernel: (PathBuf, File),
+    /// What it is.
+    format: KernelFormat,
     /// The initial RAM disk.
     initrd: Option<(PathBuf, File)>,
     /// The command line, complete.
@@ -38,12 +41,12 @@ impl Boot {
     /// # Errors
     ///
     /// One cannot be opened, or is no regular file.
-    pub fn open(kernel: &Path, initrd: Option<&Path>, command_line: String) -> Result<Boot> {
+    pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, command_line: String) -> Result<Boot> {
         let named = |what, path: &Path| -> Result<_> {
             Ok((path.to_owned(), open(path).context(|| format!("{what} {path:?}"))?))
         };
         let kernel = named("kernel", kernel)?;
-        Ok(Boot { kernel, initrd: initrd.map(|path| named("initrd", path)).transpose()?, command_line })
+        Ok(Boot { kernel, format, initrd: initrd.map(|path| named("initrd", path)).transpose()?, command_line })
     }
 }
 
@@ -68,7 +71,8 @@ const PAGE: u64 = 4096;
 /// sizes.
 pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
     let (path, file) = &mut boot.kernel;
-    let kernel = kernel::load(ram, file, zeroed).context(|| format!("kernel {path:?}"))?;
+    let may_be_flat = path.extension().is_some_and(|extension| extension == "bin");
+    let kernel = kernel::load(ram, file, boot.format, may_be_flat, zeroed).context(|| format!("kernel {path:?}"))?;
     write_command_line(ram, &boot.command_line, kernel.command_line_max)?;
     let initrd = match &mut boot.initrd {
         Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),

@@ -24,7 +24,8 @@ fn bzimage() -> TempFile {
 fn load_all(kernel: &TempFile, initrd: Option<&[u8]>, line: &str, mib: u64) -> (Result<Entry>, Arc<GuestRam>) {
     let ram = memory::allocate(mib * MIB, false, true).unwrap();
     let initrd = initrd.map(file);
-    let boot = Boot::open(kernel.as_path(), initrd.as_ref().map(TempFile::as_path), line.to_owned());
+    let boot =
+        Boot::open(kernel.as_path(), KernelFormat::Auto, initrd.as_ref().map(TempFile::as_path), line.to_owned());
     (boot.and_then(|mut boot| load(&ram, &mut boot, true)), ram)
 }
 
@@ -123,7 +124,7 @@ fn files_that_cannot_be_read_are_named() {
     let ram = memory::allocate(64 * MIB, false, true).unwrap();
     let kernel = bzimage();
     let refused = |kernel: &Path, initrd: Option<&Path>| {
-        Boot::open(kernel, initrd, String::new())
+        Boot::open(kernel, KernelFormat::Auto, initrd, String::new())
             .and_then(|mut boot| load(&ram, &mut boot, true))
             .expect_err("refused")
             .to_string()

@@ -13,7 +13,7 @@ use super::inventory::{self, DiskSlot, Inventory, NicSlot, Notice};
 use super::parts::drive::DriveMaker;
 use super::{layout, parts};
 use crate::bus::{Bus, Range};
-use crate::config::spec::{SerialSpec, VmSpec};
+use crate::config::spec::{DriveSpec, SerialSpec, VmSpec};
 use crate::devices::i8042::I8042;
 use crate::devices::net::Net;
 use crate::devices::power::Power;
@@ -27,6 +27,7 @@ use crate::kvm::irq::Irq;
 use crate::kvm::vcpu::{Buses, Vcpu, VcpuHandle};
 use crate::kvm::vm::Vm;
 use crate::memory;
+use crate::sys::progress::Progress;
 use crate::sys::{stdio, tune};
 
 /// A machine whose vCPUs have not been started.
@@ -60,15 +61,22 @@ impl Machine {
         main: &mut EventLoop,
         notices: Sender<Notice>,
         serial_events: Sender<SerialEvent>,
+        progress: &Progress,
     ) -> Result<Machine> {
+        progress.at(format!("taking {} MiB of memory for the guest", spec.memory_bytes >> 20));
         let ram = match &spec.mem_path {
             None => memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
             Some(path) => memory::allocate_on(path, spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
         };
         let sockets =
             spec.consoles.iter().map(|console| parts::console::listen(console, spec)).collect::<Result<Vec<_>>>()?;
-        let disks = spec.drives.iter().map(|drive| Disk::open(drive, ram.clone())).collect::<Result<Vec<_>>>()?;
+        let open = |drive: &DriveSpec| {
+            progress.at(format!("opening {:?} for drive {:?}", drive.file, drive.id));
+            Disk::open(drive, ram.clone())
+        };
+        let disks = spec.drives.iter().map(open).collect::<Result<Vec<_>>>()?;
         let devices = spec.nics.iter().map(|nic| parts::nic::net(nic, &ram)).collect::<Result<Vec<_>>>()?;
+        progress.at("making the virtual machine (/dev/kvm)");
         let vm = Arc::new(Vm::new(ram.clone())?);
         let iothreads = spec
             .iothreads
@@ -104,6 +112,8 @@ impl Machine {
         }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;
+        let initrd = spec.initrd.as_ref().map(|initrd| format!(" and {initrd:?}")).unwrap_or_default();
+        progress.at(format!("reading {:?}{initrd}", spec.kernel));
         let vcpus = prepare_vcpus(spec, &vm, &board)?;
         let mut soldered = board.finish()?;
         let power_button = Irq::new(&vm, layout::POWER_BUTTON_IRQ)?;
@@ -252,7 +262,8 @@ fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>
     let slots = board.slots();
     let words = slots.iter().map(layout::VirtioSlot::kernel_word);
     let command_line = std::iter::once(spec.append.clone()).chain(words).collect::<Vec<_>>().join(" ");
-    let boot = Boot::open(&spec.kernel, spec.initrd.as_deref(), command_line.trim_start().to_owned())?;
+    let command_line = command_line.trim_start().to_owned();
+    let boot = Boot::open(&spec.kernel, spec.kernel_format, spec.initrd.as_deref(), command_line)?;
     let mut vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
     if let Some(first) = vcpus.first_mut() {
         let mut image = Image::new(vm.clone(), boot, spec.cpus, slots);

@@ -1,6 +1,7 @@
 //! Kernel images: told apart by their content, checked, and read straight into guest memory.
 //!
-//! Two are known: the bzImage that distributions ship, and the ELF file `vmlinux`. All else is refused with a sentence
+//! Three are known: the bzImage that distributions ship, the ELF file `vmlinux`, and the flat memory that `objcopy` makes of
+//! that one, which has no header and is taken for what it is by its name or if asked for. All else is refused with a sentence
 //! that says what it is and what would do. A header is believed only as far as it has been checked: every range lies
 //! in the file and in the guest's RAM above 1 MiB, every loop is bounded by a constant, nothing is allocated by a
 //! header's word. Main thread, before the guest runs.
@@ -13,9 +14,11 @@ use linux_loader::elf::{
     EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
 };
 use linux_loader::loader::{BzImage, Elf, KernelLoader, PvhBootCapability};
+use log::info;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::layout::HIGH_RAM;
+use crate::config::spec::KernelFormat;
 use crate::error::{Context, Error, Result};
 use crate::memory::{self, GuestRam};
 
@@ -60,23 +63,64 @@ const PROTOCOL_64: u16 = 0x20c;
 const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
 
-/// Loads the kernel image in `file`, into memory that is `zeroed` or holds an earlier life.
+/// Where a flat kernel lies, and begins: the physical address that x86_64 kernels are linked to (CONFIG_PHYSICAL_START).
+const FLAT_START: u64 = 16 << 20;
+/// Memory behind a flat kernel's file that it uses as if it were zero, as far as can be known: Linux's .bss and .brk are less.
+const FLAT_REST: u64 = 16 << 20;
+
+/// Loads the kernel image in `file`, which is of that `format`, into memory that is `zeroed` or holds an earlier life.
+/// `may_be_flat`: its name says so, if it has no header that says anything.
 ///
 /// # Errors
 ///
 /// It is none that we know, it is cut short or contradicts itself, or it does not fit the guest's memory.
-pub fn load(ram: &GuestRam, file: &mut File, zeroed: bool) -> Result<Kernel> {
+pub fn load(ram: &GuestRam, file: &mut File, format: KernelFormat, may_be_flat: bool, zeroed: bool) -> Result<Kernel> {
     let len = file.metadata().context(|| "ask for its size")?.len();
     let mut head = [0; 4096];
     let got = read_at(file, 0, &mut head)?;
     let head = &head[..got];
-    if head.starts_with(b"\x7fELF") {
-        elf(ram, file, len, zeroed)
+    let found = if head.starts_with(b"\x7fELF") {
+        Some(KernelFormat::Elf)
     } else if head.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && head.get(0x202..0x206) == Some(b"HdrS") {
-        bzimage(ram, file, len, head)
+        Some(KernelFormat::Bzimage)
     } else {
-        Err(refuse(what_else(head)))
+        None
+    };
+    let flat = format == KernelFormat::Flat || format == KernelFormat::Auto && may_be_flat && is_code(head);
+    match found {
+        Some(found) if format != KernelFormat::Auto && format != found => Err(refuse(format!(
+            "it is {}, and -machine kernel-format= asks for something else; accepted: without it",
+            if found == KernelFormat::Elf { "an ELF file" } else { "a bzImage" }
+        ))),
+        Some(KernelFormat::Elf) => elf(ram, file, len, zeroed),
+        Some(_) => bzimage(ram, file, len, head),
+        None if flat => self::flat(ram, file, len, zeroed),
+        None if format == KernelFormat::Auto => Err(refuse(what_else(head))),
+        None => Err(refuse(format!("{}, and -machine kernel-format= asks for one of these", what_else(head)))),
     }
+}
+
+/// Whether it may be a kernel without a header: nothing else is known to begin like that.
+fn is_code(head: &[u8]) -> bool {
+    what_else(head) == UNKNOWN
+}
+
+/// Flat memory: read to where it belongs, entered in 64-bit mode at its first byte.
+fn flat(ram: &GuestRam, file: &mut File, len: u64, zeroed: bool) -> Result<Kernel> {
+    if len == 0 {
+        return Err(refuse(what_else(&[])));
+    }
+    let file_end = check_range(ram, "the flat kernel", FLAT_START, len)?;
+    let end = (file_end + FLAT_REST).min(memory::low_end(ram));
+    file.rewind().context(|| "seek")?;
+    ram.read_exact_volatile_from(GuestAddress(FLAT_START), file, len as usize).context(|| "read it")?;
+    if !zeroed {
+        clear(ram, file_end, end)?;
+    }
+    info!("the kernel is taken for flat memory (vmlinux.bin): loaded at {FLAT_START:#x}, and begun there");
+    let command_line_max = ELF_COMMAND_LINE_MAX;
+    let (protocol, entry) = (Protocol::Linux64, FLAT_START);
+    Ok(Kernel { protocol, entry, end, command_line_max, initrd_max: ELF_INITRD_MAX, header: None })
 }
 
 /// A name for what is not a kernel, and the way out.
@@ -90,9 +134,12 @@ fn what_else(head: &[u8]) -> &'static str {
         _ if head.iter().all(|byte| matches!(byte, 9..=13 | 32..=126)) => {
             "it is text; a bzImage (/boot/vmlinuz-*) or an ELF vmlinux is wanted"
         }
-        _ => "it is neither a bzImage (/boot/vmlinuz-*) nor an ELF vmlinux",
+        _ => UNKNOWN,
     }
 }
+
+const UNKNOWN: &str = "it is neither a bzImage (/boot/vmlinuz-*) nor an ELF vmlinux; a flat vmlinux.bin is taken with \
+                       -machine microvm,kernel-format=flat, or by a name that ends with .bin";
 
 fn refuse(why: impl Into<String>) -> Error {
     Error::host(why)
@@ -223,8 +270,12 @@ fn elf(ram: &GuestRam, file: &mut File, len: u64, zeroed: bool) -> Result<Kernel
 
 /// Writes the zeros that a segment ends with and that are not in the file.
 fn clear_rest(ram: &GuestRam, segment: &Elf64_Phdr) -> Result<()> {
+    clear(ram, segment.p_paddr + segment.p_filesz, segment.p_paddr + segment.p_memsz)
+}
+
+/// Writes zeros from one address up to another.
+fn clear(ram: &GuestRam, mut at: u64, end: u64) -> Result<()> {
     const ZEROS: [u8; 4096] = [0; 4096];
-    let (mut at, end) = (segment.p_paddr + segment.p_filesz, segment.p_paddr + segment.p_memsz);
     while at < end {
         let len = (end - at).min(ZEROS.len() as u64);
         ram.write_slice(&ZEROS[..len as usize], GuestAddress(at)).context(|| "clear what follows it")?;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use linux_loader::elf::EM_AARCH64;
 use proptest::prelude::*;
@@ -14,11 +15,11 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 /// Loads an image of these bytes into a guest of 64 MiB.
-fn load_bytes(bytes: &[u8]) -> (Result<Kernel>, std::sync::Arc<GuestRam>) {
+fn load_bytes(bytes: &[u8]) -> (Result<Kernel>, Arc<GuestRam>) {
     let ram = memory::allocate(64 * MIB, false, true).unwrap();
     let mut file = TempFile::new().unwrap().into_file();
     file.write_all(bytes).unwrap();
-    (load(&ram, &mut file, true), ram)
+    (load(&ram, &mut file, KernelFormat::Auto, false, true), ram)
 }
 
 fn error_of(bytes: &[u8]) -> String {
@@ -33,13 +34,57 @@ fn memory_of_an_earlier_life_is_zero_where_a_segment_goes_on_behind_its_file() {
         ram.write_slice(&all, GuestAddress(MIB)).unwrap();
         let mut file = TempFile::new().unwrap().into_file();
         file.write_all(&elf_with(MIB, &[segment(MIB)])).unwrap();
-        load(&ram, &mut file, zeroed).unwrap();
+        load(&ram, &mut file, KernelFormat::Auto, false, zeroed).unwrap();
         let mut found = vec![0; all.len()];
         ram.read_slice(&mut found, GuestAddress(MIB)).unwrap();
         let rest = if zeroed { 0xaa } else { 0 };
         let expected = [vec![0x90; 1 << 12], vec![rest; 2 << 12], vec![0xaa; 2 << 12]].concat();
         assert!(found == expected, "{zeroed}");
     }
+}
+
+/// Loads an image of these bytes, whose name says that it may be flat or not.
+fn load_as(bytes: &[u8], format: KernelFormat, may_be_flat: bool, zeroed: bool) -> (Result<Kernel>, Arc<GuestRam>) {
+    let ram = memory::allocate(64 * MIB, false, true).unwrap();
+    ram.write_slice(&[0xaa; 1 << 20], GuestAddress(16 * MIB)).unwrap();
+    let mut file = TempFile::new().unwrap().into_file();
+    file.write_all(bytes).unwrap();
+    (load(&ram, &mut file, format, may_be_flat, zeroed), ram)
+}
+
+#[test]
+fn a_flat_kernel_lies_at_16_mib_and_begins_there() {
+    let bytes = vec![0x90; 5000];
+    for (format, named) in [(KernelFormat::Flat, false), (KernelFormat::Auto, true)] {
+        for zeroed in [true, false] {
+            let (kernel, ram) = load_as(&bytes, format, named, zeroed);
+            let kernel = kernel.unwrap();
+            assert_eq!((kernel.protocol, kernel.entry), (Protocol::Linux64, 16 * MIB));
+            assert!(kernel.end >= 32 * MIB && kernel.header.is_none());
+            let mut found = vec![0; 6000];
+            ram.read_slice(&mut found, GuestAddress(16 * MIB)).unwrap();
+            let rest = if zeroed { 0xaa } else { 0 };
+            assert!(found == [bytes.clone(), vec![rest; 1000]].concat(), "{zeroed}");
+        }
+    }
+}
+
+#[test]
+fn a_format_that_was_asked_for_is_the_only_one_taken() {
+    let refused = |bytes: &[u8], format, named| load_as(bytes, format, named, true).0.unwrap_err().to_string();
+    let (elf, bzimage, flat) = (elf_with(MIB, &[segment(MIB)]), bzimage_with(|_| ()), vec![0x90; 5000]);
+    for (bytes, format) in [(&elf, KernelFormat::Bzimage), (&bzimage, KernelFormat::Elf), (&flat, KernelFormat::Elf)] {
+        assert!(refused(bytes, format, true).contains("kernel-format="), "{format:?}");
+    }
+    assert!(load_as(&elf, KernelFormat::Elf, false, true).0.is_ok());
+    assert!(load_as(&bzimage, KernelFormat::Bzimage, false, true).0.is_ok());
+    // Its content is believed before its name.
+    assert_eq!(load_as(&elf, KernelFormat::Auto, true, true).0.unwrap().entry, MIB);
+    assert_eq!(load_as(&bzimage, KernelFormat::Auto, true, true).0.unwrap().entry, 0x10_0200);
+    assert!(refused(b"\x1f\x8bzipped", KernelFormat::Auto, true).contains("gzip"));
+    assert!(refused(&flat, KernelFormat::Auto, false).contains("kernel-format=flat"));
+    assert!(refused(&[], KernelFormat::Flat, false).contains("empty"));
+    assert!(refused(&vec![0x90; 49 << 20], KernelFormat::Flat, false).contains("64 MiB"));
 }
 
 #[test]
@@ -181,5 +226,5 @@ fn a_sparse_file_of_a_terabyte_is_refused_by_its_size_alone() {
     let mut file = TempFile::new().unwrap().into_file();
     file.write_all_at(&bzimage_with(|_| ()), 0).unwrap();
     file.set_len(1 << 40).unwrap();
-    assert!(load(&ram, &mut file, true).is_err());
+    assert!(load(&ram, &mut file, KernelFormat::Auto, false, true).is_err());
 }

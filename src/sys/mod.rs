@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod io;
 pub mod pieces;
 pub mod poll;
+pub mod progress;
 pub mod rights;
 pub mod signalfd;
 pub mod socket;

@@ -177,6 +177,11 @@ impl Monitor {
         self.console.text().replace('\r', "")
     }
 
+    /// What the monitor itself has said.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
     /// The lines of the console that begin like this, without that.
     pub fn lines(&self, start: &str) -> Vec<String> {
         self.console().lines().filter_map(|line| line.strip_prefix(start)).map(str::to_string).collect()

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::monitor::{Monitor, Setup, guest, has_kvm, skipped};
 use crate::proc;
 use crate::pty::Pty;
+use crate::stall::Stall;
 
 /// Lets a machine that was frozen run, to its end: the event SHUTDOWN's data.
 #[track_caller]
@@ -328,4 +329,18 @@ fn an_idle_machine_wakes_no_loop_in_ten_seconds() {
         loops.as_array().unwrap().iter().all(|one| one["loop"]["asleep-ns"].as_u64() > Some(10_000_000_000)),
         "{loops}"
     );
+}
+
+#[test]
+fn a_start_that_takes_longer_than_a_second_says_what_it_is_at() {
+    let Some(setup) = Setup::guest("mode=hello end=acpi") else { return };
+    let Some(stall) = Stall::new(&setup.folder, 1 << 20) else { return };
+    let (mounting, device) = stall.mounting();
+    let initrd = stall.path().to_str().unwrap().to_owned();
+    stall.stall();
+    let mut monitor = setup.option("-initrd", &initrd).under(&mounting).stdin(device).start();
+    monitor.log.expect("loopvisor: after 1 s: reading \"");
+    assert!(monitor.log.text().contains(&format!(" and {initrd:?}\n")), "{}", monitor.log.text());
+    stall.release();
+    monitor.expect_ok();
 }
