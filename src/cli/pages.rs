@@ -273,7 +273,8 @@ mod tests {
             .map(|flag| names(flag).map(|name| format!("`-{name}`")).collect::<Vec<_>>().join(", "))
             .collect();
         let mut sorted = shown.clone();
-        (sorted.sort(), known.sort());
+        sorted.sort();
+        known.sort();
         assert_eq!(sorted, known);
     }
 

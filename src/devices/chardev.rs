@@ -176,7 +176,6 @@ impl Chardev {
         match accepted {
             Ok(Ok(client)) => {
                 self.client = Some(client);
-                self.flush(cx.now_ns());
                 return;
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => return,

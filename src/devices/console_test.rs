@@ -658,6 +658,10 @@ fn buffers_outside_memory_and_of_the_wrong_direction_are_passed_over_and_the_dev
         rig.guest.run(RECEIVE);
         assert_eq!(rig.rings[RECEIVE].take_used(), [(head, 0)], "{desc:?}");
     }
+    // Nothing goes behind a bad one: the driver would take it for what lies before.
+    let head = rig.rings[RECEIVE].add(&[Desc::writable(end, 1), Desc::writable(IN, 100)]);
+    rig.guest.run(RECEIVE);
+    assert_eq!(rig.rings[RECEIVE].take_used(), [(head, 0)]);
     assert_eq!(rig.guest.status() & NEEDS_RESET, 0);
     assert_eq!(rig.receive_all(), b"input");
 }
