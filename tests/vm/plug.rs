@@ -82,7 +82,8 @@ fn marked(file: &Path) -> Vec<u64> {
 /// The numbers behind `ok=` and `errors=` in the last line about the end of a load.
 fn load_ended(monitor: &Monitor) -> [u64; 2] {
     let ended = monitor.serial.wait(PATIENCE, |text, _| {
-        let (_, line) = text.rsplit_once("load ended ok=")?;
+        // The first: a disk that comes later may have had its load too by now.
+        let (_, line) = text.split_once("load ended ok=")?;
         let (ok, rest) = line.split_once(" errors=")?;
         let (errors, _) = rest.split_once('\n')?;
         Some([ok.parse().ok()?, errors.parse().ok()?])
