@@ -23,6 +23,8 @@ use crate::error::{Error, Result};
 pub enum Command {
     /// Run this machine.
     Run(Box<VmSpec>),
+    /// Find out whether this machine could run here, and leave nothing behind.
+    Check(Box<VmSpec>),
     /// Write this text to standard output and exit with 0.
     Print(String),
 }
@@ -124,6 +126,9 @@ struct Options {
     /// print the machine that is asked for as a file for -config, and exit
     #[argh(switch)]
     dump_config: bool,
+    /// find out whether everything is right and the host has what is asked for, start nothing, and exit
+    #[argh(switch)]
+    check: bool,
     /// print the version
     #[argh(switch, short = 'V')]
     #[expect(dead_code, reason = "answered before the record is filled")]
@@ -158,7 +163,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         Some(file) => Error::usage(format!("-config {file} with the rest of the line: {error}")),
         None => error,
     })?;
-    Ok(if options.dump_config { Command::Print(dump(&spec)) } else { Command::Run(Box::new(spec)) })
+    match (options.dump_config, options.check) {
+        (false, false) => Ok(Command::Run(Box::new(spec))),
+        (false, true) => Ok(Command::Check(Box::new(spec))),
+        (true, false) => Ok(Command::Print(dump(&spec))),
+        (true, true) => Err(Error::usage("-check and -dump-config: both say what to do; accepted: one of the two")),
+    }
 }
 
 /// The machine that the file and the record describe, not yet checked as a whole.

@@ -39,6 +39,7 @@ fn a_mistake_exits_with_2_and_names_the_option_the_word_and_what_is_accepted() {
         ("-kernel k -api-channel tcp:1", "-api-channel", "\"tcp:1\"", "unix:PATH"),
         ("-kernel k -config /dev/null", "-config", "/dev/null:1:1", "a JSON object"),
         ("-kernel k -config /dev/zero", "-config", "/dev/zero", "1048576 bytes"),
+        ("-kernel k -check -dump-config", "-check", "-dump-config", "one of the two"),
     ] {
         let output = loopvisor(line);
         let stderr = String::from_utf8_lossy(&output.stderr);

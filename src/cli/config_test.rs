@@ -1,4 +1,4 @@
-//! `-config` and `-dump-config` on the command line: what comes first, what wins, and that what is printed is read
+//! `-config`, `-dump-config` and `-check` on the command line: what comes first, what wins, and that what is printed is read
 //! back as the same machine.
 
 use std::fs;
@@ -171,10 +171,13 @@ fn the_file_may_be_a_pipe() {
 }
 
 #[test]
-fn what_is_asked_for_is_run_or_printed() {
+fn what_is_asked_for_is_run_checked_or_printed() {
     let file = Written::new(FILE);
     let spec = file.run("");
+    assert_eq!(file.with("-check").unwrap(), Command::Check(Box::new(spec.clone())));
     assert_eq!(file.with("-dump-config").unwrap(), Command::Print(dump(&spec)));
+    assert!(file.refusal("-dump-config -check").ends_with("accepted: one of the two"));
+    assert!(file.refusal("-check -smp 255").contains("\"255\""));
 }
 
 #[test]
