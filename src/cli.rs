@@ -2,18 +2,22 @@
 //!
 //! The record `Options` is the list of all options: name, syntax, help. Words are grouped and counted against it
 //! here, because our users write `-kernel` and argh reads `--kernel`; then argh fills the record, and
-//! `config::options` gives each text its meaning. Nothing here touches the host. Main thread, before all else.
+//! `config::options` gives each text its meaning. What the file of `-config` says comes first, and the words replace it or
+//! add to it. Nothing here touches the host, but that this file is read. Main thread, before all else.
 
 pub mod pages;
 
 use std::ffi::OsString;
+use std::mem;
 use std::path::PathBuf;
 
 use argh::{ArgsInfo, FlagInfo, FromArgs, Optionality};
 
+use crate::config::dump::dump;
+use crate::config::json::Text;
 use crate::config::keyvalue::near;
 use crate::config::spec::{LogSpec, VmSpec};
-use crate::config::{chardev, device, net, object, options, rng};
+use crate::config::{chardev, device, file, net, object, options, rng};
 use crate::error::{Error, Result};
 
 /// What the command line asks for.
@@ -21,6 +25,8 @@ use crate::error::{Error, Result};
 pub enum Command {
     /// Run this machine.
     Run(Box<VmSpec>),
+    /// Find out whether this machine could run here, and leave nothing behind.
+    Check(Box<VmSpec>),
     /// Write this text to standard output and exit with 0.
     Print(String),
 }
@@ -129,6 +135,15 @@ struct Options {
     /// end at a reset of the guest's, or at QMP's system_reset, instead of starting it anew
     #[argh(switch)]
     no_reboot: bool,
+    /// read FILE first, a machine in JSON; the other options replace what it says, or add to its lists
+    #[argh(option, arg_name = "FILE")]
+    config: Option<String>,
+    /// print the machine that is asked for as a file for -config, and exit
+    #[argh(switch)]
+    dump_config: bool,
+    /// find out whether everything is right and the host has what is asked for, start nothing, and exit
+    #[argh(switch)]
+    check: bool,
     /// print the version
     #[argh(switch, short = 'V')]
     #[expect(dead_code, reason = "answered before the record is filled")]
@@ -201,19 +216,36 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
     let options = Options::from_args(&["loopvisor"], &args).map_err(|exit| Error::usage(exit.output.trim_end()))?;
     let mut spec = spec(&options)?;
     spec.ignored = ignored;
-    spec.check()?;
-    Ok(Command::Run(Box::new(spec)))
+    spec.check().map_err(|error| match &options.config {
+        Some(file) => Error::usage(format!("-config {file} with the rest of the line: {error}")),
+        None => error,
+    })?;
+    match (options.dump_config, options.check) {
+        (false, false) => Ok(Command::Run(Box::new(spec))),
+        (false, true) => Ok(Command::Check(Box::new(spec))),
+        (true, false) => Ok(Command::Print(dump(&spec))),
+        (true, true) => Err(Error::usage("-check and -dump-config: both say what to do; accepted: one of the two")),
+    }
 }
 
-/// The machine that the record describes, not yet checked as a whole.
+/// The machine that the file and the record describe, not yet checked as a whole.
 fn spec(given: &Options) -> Result<VmSpec> {
-    let Some(kernel) = &given.kernel else {
-        return Err(Error::usage("-kernel is missing; accepted: -kernel FILE (loopvisor -h lists all options)"));
-    };
     let file = |option, text: &Option<String>| -> Result<Option<PathBuf>> {
         text.as_deref().map(|text| options::file(option, text)).transpose()
     };
-    let mut spec = VmSpec::new(options::file("-kernel", kernel)?);
+    let mut spec = VmSpec::new("");
+    if let Some(path) = file("-config", &given.config)? {
+        file::read(&Text::open(&path)?, &mut spec)?;
+    }
+    if let Some(kernel) = file("-kernel", &given.kernel)? {
+        spec.kernel = kernel;
+    }
+    if spec.kernel.as_os_str().is_empty() {
+        return Err(Error::usage(
+            "-kernel is missing; accepted: -kernel FILE, or kernel_image_path in the file of -config (loopvisor -h lists all \
+             options)",
+        ));
+    }
     if let Some(text) = &given.name {
         spec.name = options::name(text)?;
     }
@@ -232,43 +264,72 @@ fn spec(given: &Options) -> Result<VmSpec> {
     if let Some(text) = &given.m {
         spec.memory_bytes = options::memory_bytes(text)?;
     }
-    spec.initrd = file("-initrd", &given.initrd)?;
-    spec.append = given.append.clone().unwrap_or_default();
-    spec.drives = given.drive.iter().map(|text| options::drive(text)).collect::<Result<_>>()?;
-    spec.iothreads = given.iothread.iter().map(|text| options::iothread(text)).collect::<Result<_>>()?;
-    spec.mem_path = file("-mem-path", &given.mem_path)?;
-    spec.rngs = given.rng.iter().map(|text| rng::rng(text)).collect::<Result<_>>()?;
-    // Before the devices that name them.
-    for text in &given.object {
-        object::object(text, &mut spec)?;
-    }
-    for text in &given.chardev {
-        chardev::chardev(text, &mut spec)?;
-    }
-    for text in &given.netdev {
-        net::netdev(text, &mut spec)?;
-    }
-    spec.balloons = given.balloon.iter().map(|text| options::balloon(text)).collect::<Result<Vec<_>>>()?;
-    let mut named = Vec::new();
-    for text in &given.device {
-        device::device(text, &mut spec, &mut named)?;
-    }
+    spec.initrd = file("-initrd", &given.initrd)?.or(spec.initrd);
+    spec.append = given.append.clone().unwrap_or(spec.append);
+    spec.mem_path = file("-mem-path", &given.mem_path)?.or(spec.mem_path);
     if let Some(text) = &given.serial {
         spec.serial = options::serial(text)?;
     }
-    let api_channel = given.api_channel.iter().map(|text| options::api_channel(text));
-    spec.qmp = api_channel.chain(given.qmp.iter().map(|text| options::qmp(text))).collect::<Result<_>>()?;
-    for text in &given.mon {
-        options::monitor(text, &mut spec)?;
+    if let Some(text) = &given.log {
+        spec.log = if text.is_empty() { LogSpec::Stderr } else { LogSpec::File(options::file("-D", text)?) };
     }
-    if let Some(text) = given.log.as_ref().filter(|text| !text.is_empty()) {
-        spec.log = LogSpec::File(options::file("-D", text)?);
-    }
-    spec.pidfile = file("-pidfile", &given.pidfile)?;
-    spec.daemonize = given.daemonize;
-    spec.freeze = given.freeze;
-    spec.no_reboot = given.no_reboot;
+    spec.pidfile = file("-pidfile", &given.pidfile)?.or(spec.pidfile);
+    spec.daemonize |= given.daemonize;
+    spec.freeze |= given.freeze;
+    spec.no_reboot |= given.no_reboot;
+    lists(given, &mut spec)?;
     Ok(spec)
+}
+
+/// What a machine may have several of is added to what is there, and what it has one of takes its place.
+fn lists(given: &Options, spec: &mut VmSpec) -> Result<()> {
+    let earlier = (mem::take(&mut spec.balloons), mem::take(&mut spec.rngs), mem::take(&mut spec.vsocks));
+    for text in &given.drive {
+        spec.drives.push(options::drive(text)?);
+    }
+    for text in &given.iothread {
+        spec.iothreads.push(options::iothread(text)?);
+    }
+    for text in &given.rng {
+        spec.rngs.push(rng::rng(text)?);
+    }
+    // Before the devices that name them.
+    for text in &given.object {
+        object::object(text, spec)?;
+    }
+    for text in &given.chardev {
+        chardev::chardev(text, spec)?;
+    }
+    for text in &given.netdev {
+        net::netdev(text, spec)?;
+    }
+    let mut named = Vec::new();
+    for text in &given.device {
+        device::device(text, spec, &mut named)?;
+    }
+    for text in &given.balloon {
+        spec.balloons.push(options::balloon(text)?);
+    }
+    if let Some(text) = &given.api_channel {
+        spec.qmp.push(options::api_channel(text)?);
+    }
+    for text in &given.qmp {
+        spec.qmp.push(options::qmp(text)?);
+    }
+    for text in &given.mon {
+        options::monitor(text, spec)?;
+    }
+    keep(&mut spec.balloons, earlier.0);
+    keep(&mut spec.rngs, earlier.1);
+    keep(&mut spec.vsocks, earlier.2);
+    Ok(())
+}
+
+/// What there was before stays unless there is something now.
+fn keep<T>(now: &mut Vec<T>, before: Vec<T>) {
+    if now.is_empty() {
+        *now = before;
+    }
 }
 
 /// One option as typed, with the words behind it.
@@ -392,3 +453,7 @@ fn is_optional(syntax: &str) -> bool {
 #[cfg(test)]
 #[path = "cli_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "cli/config_test.rs"]
+mod config_tests;

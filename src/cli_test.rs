@@ -16,7 +16,7 @@ fn parse_line(line: &str) -> Result<Command> {
 fn run(line: &str) -> VmSpec {
     match parse_line(line).unwrap() {
         Command::Run(spec) => *spec,
-        Command::Print(text) => panic!("prints {text}"),
+        other => panic!("does not run: {other:?}"),
     }
 }
 
@@ -31,7 +31,7 @@ fn refusal(line: &str) -> String {
 fn printed(line: &str) -> String {
     match parse_line(line).unwrap() {
         Command::Print(text) => text,
-        Command::Run(spec) => panic!("runs {spec:?}"),
+        other => panic!("does not print: {other:?}"),
     }
 }
 
@@ -335,7 +335,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn limits()(
+    pub(super) fn limits()(
         each in Quantity::ALL.map(|quantity| limit(quantity.most())),
         iops_size in 0..=1_u64 << 32,
     ) -> Limits {
@@ -365,7 +365,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn machine()(iothreads in 0..8_usize)(
+    pub(super) fn machine()(iothreads in 0..8_usize)(
         name in "[^-].{0,20}",
         cpus in 1..=254_u8,
         mib in 16..=524_288_u64,

@@ -5,9 +5,10 @@
 //! (`error`, `warn`, `info`, `debug`, `trace`, `off`), `info` without it; the original's name for it is heard, and env_logger's.
 //! Set up once by the main thread; any thread logs.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use env_logger::{Builder, Target};
 use log::LevelFilter;
@@ -16,14 +17,14 @@ use crate::config::spec::LogSpec;
 use crate::error::{Context, Result};
 use crate::sys::{clock, gettid};
 
-/// Directs the log as asked.
+/// Directs the log as asked. The level is `RUST_LOG`'s if it is set.
 ///
 /// # Errors
 /// The file cannot be opened for appending.
-pub fn start(spec: &LogSpec) -> Result<()> {
+pub fn start(spec: &LogSpec, level: LevelFilter) -> Result<()> {
     let mut builder = Builder::new();
     builder
-        .filter_level(LevelFilter::Info)
+        .filter_level(level)
         .format(|line, record| writeln!(line, "{} {} {}: {}", clock::utc(), record.level(), gettid(), record.args()));
     let level =
         ["LOOPVISOR_LOG", "STRATOVIRT_LOG_LEVEL", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok());
@@ -31,15 +32,35 @@ pub fn start(spec: &LogSpec) -> Result<()> {
         builder.parse_filters(&level);
     }
     if let LogSpec::File(path) = spec {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(path)
-            .context(|| format!("-D {}: open the log file", path.display()))?;
+        let file = appending().create(true).open(path).context(|| what(path))?;
         builder.target(Target::Pipe(Box::new(file)));
     }
     // Refused only where a log was set up before: in a test.
     let _ = builder.try_init();
     Ok(())
+}
+
+/// Whether a log could go where it is asked to. A file that is not there yet is not there afterwards either.
+///
+/// # Errors
+/// As [`start`].
+pub fn check(spec: &LogSpec) -> Result<()> {
+    let LogSpec::File(path) = spec else { return Ok(()) };
+    match appending().create_new(true).open(path) {
+        Ok(_) => fs::remove_file(path).context(|| what(path)),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            appending().open(path).map(drop).context(|| what(path))
+        }
+        Err(error) => Err(error).context(|| what(path)),
+    }
+}
+
+fn appending() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o640);
+    options
+}
+
+fn what(path: &Path) -> String {
+    format!("-D {}: open the log file", path.display())
 }

@@ -1,17 +1,19 @@
-//! The program: parse, log, build the machine, run the main loop, join, exit code.
+//! The program: parse, log, build the machine, run the main loop, join, exit code; or with `-check` only build.
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use log::debug;
+use log::{LevelFilter, debug};
 use loopvisor::cli::{self, Command};
-use loopvisor::config::spec::{SerialSpec, VmSpec};
-use loopvisor::control::{Console, Control, End, Listener, Memory, Signals};
+use loopvisor::config::spec::{LogSpec, SerialSpec, VmSpec};
+use loopvisor::control::{Console, Control, End, Listener, Memory, Message, Signals};
+use loopvisor::devices::serial::SerialEvent;
 use loopvisor::error::{Context, Error, Result};
-use loopvisor::event::{EventLoop, channel};
+use loopvisor::event::{EventLoop, Receiver, Sender, channel};
 use loopvisor::logging;
-use loopvisor::machine::{Machine, Threads};
+use loopvisor::machine::{Machine, Notice, Threads, balloon_suits};
+use loopvisor::memory::{self, Found};
 use loopvisor::pidfile::Pidfile;
 use loopvisor::sys::daemon;
 use loopvisor::sys::progress::Progress;
@@ -28,6 +30,13 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Run(spec)) => launch(&spec),
+        Ok(Command::Check(spec)) => match check(&spec) {
+            Ok(()) => {
+                let _ = writeln!(std::io::stdout(), "loopvisor: the configuration is good");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error),
+        },
         Err(error) => fail(&error),
     }
 }
@@ -35,6 +44,21 @@ fn main() -> ExitCode {
 fn fail(error: &Error) -> ExitCode {
     eprintln!("loopvisor: {error}");
     ExitCode::from(error.exit_code())
+}
+
+/// Builds everything as for a start, and takes it apart again: what the host refuses is found out, and nothing is left.
+fn check(spec: &VmSpec) -> Result<()> {
+    logging::start(&LogSpec::Stderr, LevelFilter::Warn)?;
+    logging::check(&spec.log)?;
+    let _pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
+    let Some(path) = &spec.mem_path else { return Built::new(spec).map(drop) };
+    let _found = Found::look(path);
+    if spec.mem_share && !spec.balloons.is_empty() {
+        let shared = memory::allocate_on(path, spec.memory_bytes, true, spec.dump_guest_core)?;
+        balloon_suits(&shared)?;
+    }
+    // The kernel is loaded, and is not to be written over what the file holds.
+    Built::new(&VmSpec { mem_share: false, ..spec.clone() }).map(drop)
 }
 
 /// Runs the machine of `spec` to its end, in the background if so asked.
@@ -58,23 +82,24 @@ fn launch(spec: &VmSpec) -> ExitCode {
 
 /// Everything up to a running guest. The pidfile goes last.
 fn set_up(spec: &VmSpec) -> Result<(Option<Pidfile>, Running)> {
-    logging::start(&spec.log)?;
+    logging::start(&spec.log, LevelFilter::Info)?;
     spec.ignored.iter().for_each(|option| debug!("{option}: accepted, and means nothing here"));
     let pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
     Ok((pidfile, Running::start(spec)?))
 }
 
-/// A machine that runs, and everything that must outlive its main loop.
-struct Running {
+/// Everything that a start needs, and nothing started. Taken apart, the loop goes first: what is in it removes its sockets.
+struct Built {
     main: EventLoop,
-    threads: Threads,
-    terminal: Option<Terminal>,
-    end: Arc<OnceLock<End>>,
+    memory: Option<Memory>,
+    machine: Machine,
+    control: (Sender<Message>, Receiver<Message>),
+    notices: Receiver<Notice>,
+    serial_events: Receiver<SerialEvent>,
 }
 
-impl Running {
-    /// Builds everything and starts the guest.
-    fn start(spec: &VmSpec) -> Result<Running> {
+impl Built {
+    fn new(spec: &VmSpec) -> Result<Built> {
         let mut main = EventLoop::new()?;
         let (control, messages) = channel();
         let (notices_sender, notices) = channel();
@@ -88,15 +113,31 @@ impl Running {
         let mut machine = Machine::build(spec, &mut main, notices_sender, serial_sender, &progress)?;
         drop(progress);
         let memory = machine.take_balloon().map(Memory::new).transpose()?;
+        Ok(Built { main, memory, machine, control: (control, messages), notices, serial_events })
+    }
+}
+
+/// A machine that runs, and everything that must outlive its main loop.
+struct Running {
+    main: EventLoop,
+    threads: Threads,
+    terminal: Option<Terminal>,
+    end: Arc<OnceLock<End>>,
+}
+
+impl Running {
+    /// Builds everything and starts the guest.
+    fn start(spec: &VmSpec) -> Result<Running> {
+        let Built { mut main, memory, machine, control, notices, serial_events } = Built::new(spec)?;
         let mut terminal = None;
         if spec.serial == SerialSpec::Stdio {
             terminal = Terminal::raw(&std::io::stdin())?;
             let serial = machine.serial().clone();
-            main.add(Box::new(Console::new(serial, serial_events, control.clone(), terminal.is_some())?))?;
+            main.add(Box::new(Console::new(serial, serial_events, control.0.clone(), terminal.is_some())?))?;
         }
         let (inventory, threads) = machine.start(spec.freeze)?;
         let end = Arc::new(OnceLock::new());
-        let control = Control::new(inventory, memory, spec, notices, (control, messages), end.clone());
+        let control = Control::new(inventory, memory, spec, notices, control, end.clone());
         main.add(Box::new(control))?;
         Ok(Running { main, threads, terminal, end })
     }

@@ -3,7 +3,8 @@
 
 #![allow(clippy::expect_used, reason = "the lint's exception for tests does not reach a test's own functions here")]
 
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 fn loopvisor(line: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loopvisor")).args(line.split_whitespace()).output().expect("the binary runs")
@@ -36,6 +37,9 @@ fn a_mistake_exits_with_2_and_names_the_option_the_word_and_what_is_accepted() {
         ("-kernel k -serial stdio -daemonize", "-serial stdio", "-daemonize", "one of the two"),
         ("-kernel k -qmp unix:/s,nowait", "-qmp", "\"server\"", "unix:PATH,server,nowait"),
         ("-kernel k -api-channel tcp:1", "-api-channel", "\"tcp:1\"", "unix:PATH"),
+        ("-kernel k -config /dev/null", "-config", "/dev/null:1:1", "a JSON object"),
+        ("-kernel k -config /dev/zero", "-config", "/dev/zero", "1048576 bytes"),
+        ("-kernel k -check -dump-config", "-check", "-dump-config", "one of the two"),
     ] {
         let output = loopvisor(line);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -66,4 +70,26 @@ fn help_and_version_go_to_standard_output_and_exit_with_0() {
         assert!(output.stderr.is_empty(), "{line}");
         assert!(output.stdout.starts_with(start.as_bytes()), "{line}");
     }
+}
+
+#[test]
+fn what_is_printed_as_a_file_is_read_back_through_a_pipe_and_nothing_is_started() {
+    let line =
+        "-kernel k -smp 2 -drive id=a,file=a,iops=5 -iothread id=io -qmp unix:/nowhere/s,server -pidfile /nowhere/p";
+    let printed = loopvisor(&format!("{line} -dump-config"));
+    assert_eq!((printed.status.code(), printed.stderr.len()), (Some(0), 0));
+    let mut again = Command::new(env!("CARGO_BIN_EXE_loopvisor"));
+    again.args(["-config", "/dev/stdin", "-dump-config"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut again = again.spawn().expect("the binary runs");
+    again.stdin.take().expect("a pipe").write_all(&printed.stdout).expect("it is read");
+    let again = again.wait_with_output().expect("it ends");
+    assert_eq!(String::from_utf8_lossy(&again.stdout), String::from_utf8_lossy(&printed.stdout));
+    assert!(again.stdout.starts_with(b"{\n"));
+}
+
+#[test]
+fn a_file_that_is_not_there_exits_with_1() {
+    let output = loopvisor("-config /nowhere/x.json");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("loopvisor: -config /nowhere/x.json: open it: "));
 }

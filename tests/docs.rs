@@ -1,5 +1,5 @@
 //! The pages in `docs/` say only what is so: every guarantee of the event loop and every promise of a disk limit names a
-//! test that exists, every key of a drive or balloon has its row, and every refusal shown is what the program says.
+//! test that exists, every key of a drive, of the balloon and of a configuration file has its row, and every refusal shown is what the program says.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test's own functions are not in the lint's exception")]
 
@@ -9,6 +9,9 @@ use std::fs;
 use std::path::Path;
 
 use loopvisor::cli;
+use loopvisor::config::file;
+use loopvisor::config::json::Text;
+use loopvisor::config::spec::VmSpec;
 use loopvisor::qos::{Quantity, Spelling};
 
 /// The names of all functions in the Rust files below `folder`.
@@ -133,4 +136,57 @@ fn every_refusal_of_the_command_lines_page_is_what_the_program_says() {
         };
         assert_eq!(refusal(&line), shown);
     }
+}
+
+/// What the reader of a configuration file says to `text`.
+fn refusal_of_file(text: &str) -> String {
+    let text = Text::new("x.json", text.into()).expect("is a text");
+    file::read(&text, &mut VmSpec::new("k")).expect_err("is refused").to_string()
+}
+
+/// The keys that the refusal of an unknown one lists, where `around` has a place for it.
+fn keys_of_file(around: &str) -> Vec<String> {
+    let refused = refusal_of_file(&around.replace('?', "\"an unknown key\": 1"));
+    let (_, keys) = refused.split_once("accepted keys: ").expect("keys are listed");
+    keys.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_key_of_a_configuration_file_has_its_row() {
+    let page = include_str!("../docs/config.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    for part in keys_of_file("{?}") {
+        assert!(rows.iter().any(|row| row.starts_with(&format!("| `{part}` |"))), "{part} has no row");
+        let around = [format!("{{{part:?}: {{?}}}}"), format!("{{{part:?}: [{{?}}]}}")];
+        let refused: Vec<String> =
+            around.iter().map(|around| refusal_of_file(&around.replace('?', "\"?\": 1"))).collect();
+        let Some(place) = refused.iter().position(|refused| refused.contains("accepted keys: ")) else { continue };
+        for key in keys_of_file(&around[place]) {
+            let own = [format!("| `{key}` |"), format!("| `{part}` | `{key}` |")];
+            assert!(rows.iter().any(|row| own.iter().any(|own| row.starts_with(own))), "{key} of {part} has no row");
+        }
+    }
+    for key in keys_of_file("{\"drive\": [{\"throttling\": {?}}]}").iter().filter(|key| !key.contains("_max")) {
+        assert!(page.contains(&format!("`{key}`")), "{key} of throttling is not told of");
+    }
+}
+
+#[test]
+fn every_refusal_of_the_configuration_files_page_is_what_the_program_says() {
+    let lines: Vec<&str> = include_str!("../docs/config.md").lines().collect();
+    let mut shown = 0;
+    for pair in lines.windows(2) {
+        let Some(refused) = pair[1].strip_prefix("    loopvisor: ") else { continue };
+        // What is wrong between parts stands alone, and is told in the command line's words.
+        let said = match pair[0].strip_prefix("    ") {
+            Some(text) => refusal_of_file(text),
+            None => {
+                let line = "-kernel k -iothread id=io0 -iothread id=io1 -drive id=a,file=b,iothread=io9";
+                format!("-config x.json with the rest of the line: {}", refusal(line))
+            }
+        };
+        assert_eq!(said, refused);
+        shown += 1;
+    }
+    assert!(shown > 6, "{shown}");
 }

@@ -8,12 +8,13 @@ use argh::{ArgsInfo, FlagInfo, FlagInfoKind};
 use super::{Options, flags, names};
 
 /// The options in the order of the help, by what they are for. Each stands in one group (a test sees to that).
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 7] = [
     ("Machine", &["name", "machine", "accel", "cpu", "smp", "m", "mem-path"]),
     ("Boot", &["kernel", "initrd", "append", "no-reboot"]),
     ("Devices", &["drive", "netdev", "balloon", "rng", "chardev", "object", "device", "serial"]),
     ("Threads", &["iothread"]),
     ("Management", &["qmp", "api-channel", "mon", "freeze"]),
+    ("File", &["config", "check", "dump-config"]),
     ("Process", &["log", "pidfile", "daemonize", "help", "version"]),
 ];
 

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::keyvalue::KeyValues;
+use super::options::socket_path;
 use super::spec::{MAX_NAME_CHARS, MAX_SOCKET_PATH_BYTES, VmSpec};
 use crate::error::{Error, Result};
 
@@ -40,14 +41,12 @@ pub fn chardev(text: &str, spec: &mut VmSpec) -> Result<()> {
         _ => (place == 0).then_some(("backend", word)),
     })?;
     let backend = pairs.get("backend", "socket", |backend| (backend == "socket").then_some(()))?;
-    let id = pairs.require("id", "NAME (1 to 255 characters)", name)?;
-    let accepted = format!("the path of a Unix socket (at most {MAX_SOCKET_PATH_BYTES} bytes)");
-    let path = pairs.require("path", &accepted, |path| (path.len() <= MAX_SOCKET_PATH_BYTES).then(|| path.into()))?;
+    let chardev = chardev_of(&pairs)?;
     let listens = pairs.get("server", "on (the monitor listens)", |value| (value == "on").then_some(()))?;
     pairs.get("wait", "off (the machine starts without a client)", |value| (value == "off").then_some(()))?;
     match backend {
         // The early spelling makes the console too.
-        None => spec.consoles.push(ConsoleSpec { id: id.clone(), chardev: id.clone() }),
+        None => spec.consoles.push(ConsoleSpec { id: chardev.id.clone(), chardev: chardev.id.clone() }),
         Some(()) if listens.is_none() => {
             return Err(pairs.mistake(
                 "the word \"server\" is missing, and connecting to a socket is not supported; accepted: \
@@ -56,8 +55,17 @@ pub fn chardev(text: &str, spec: &mut VmSpec) -> Result<()> {
         }
         Some(()) => {}
     }
-    spec.chardevs.push(ChardevSpec { id, path });
+    spec.chardevs.push(chardev);
     Ok(())
+}
+
+/// The socket of these pairs.
+pub(super) fn chardev_of(pairs: &KeyValues<'_>) -> Result<ChardevSpec> {
+    let accepted = format!("the path of a Unix socket (at most {MAX_SOCKET_PATH_BYTES} bytes)");
+    Ok(ChardevSpec {
+        id: pairs.require("id", "NAME (1 to 255 characters)", name)?,
+        path: pairs.require("path", &accepted, socket_path)?,
+    })
 }
 
 /// `-device virtconsole,chardev=NAME,id=NAME`, written into `spec`.
@@ -68,10 +76,16 @@ pub fn virtconsole(text: &str, spec: &mut VmSpec) -> Result<()> {
     let pairs = KeyValues::read("-device", text, &["type", "chardev", "id", "nr"], kind)?;
     // Each console has a device of its own, whose only port is its first.
     pairs.get("nr", "0", |number| (number == "0").then_some(()))?;
-    let id = pairs.require("id", "NAME (1 to 255 characters)", name)?;
-    let chardev = pairs.require("chardev", "the id of a -chardev", name)?;
-    spec.consoles.push(ConsoleSpec { id, chardev });
+    spec.consoles.push(console_of(&pairs)?);
     Ok(())
+}
+
+/// The console of these pairs.
+pub(super) fn console_of(pairs: &KeyValues<'_>) -> Result<ConsoleSpec> {
+    Ok(ConsoleSpec {
+        id: pairs.require("id", "NAME (1 to 255 characters)", name)?,
+        chardev: pairs.require("chardev", "the id of a -chardev", name)?,
+    })
 }
 
 /// `-device virtio-serial-device[,id=NAME]`: the bus of the later spelling. Each console has one of its own anyway.

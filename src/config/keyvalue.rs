@@ -1,16 +1,45 @@
-//! `KeyValues`: the text `key=value,key=value` that most options take.
+//! `KeyValues`: the pairs of keys and values that most options take, as a text `key=value,key=value`.
 //!
-//! It knows how such a text is written and which keys an option has; what a value means is the caller's. Pure
+//! It knows how such a text is written and which keys an option has; what a value means is the caller's. Pairs that were
+//! written otherwise (`json`) come with an [`Origin`], so that one function gives the keys of both their meaning. Pure
 //! functions over text, on the main thread before anything is started.
+
+use std::fmt::Debug;
 
 use crate::error::{Error, Result};
 
-/// The pairs of one option's text, in the order written.
+/// Where pairs were written: what a message about them begins with, and how one would write them there.
+pub trait Origin: Debug {
+    /// What a message about `key`, or about all the pairs, begins with.
+    fn place(&self, key: Option<&str>) -> String;
+    /// How `key` is spelled there.
+    fn name(&self, key: &str) -> String {
+        key.to_owned()
+    }
+    /// How one says there that `key` is `value`.
+    fn pair(&self, key: &str, value: &str) -> String {
+        format!("{key}={value}")
+    }
+}
+
+/// The pairs of one option's text, or of another origin, in the order written.
 #[derive(Debug)]
 pub struct KeyValues<'a> {
+    origin: Box<dyn Origin + 'a>,
+    pairs: Vec<(&'a str, &'a str)>,
+}
+
+/// An option, and the text behind it.
+#[derive(Debug)]
+struct Typed<'a> {
     option: &'a str,
     text: &'a str,
-    pairs: Vec<(&'a str, &'a str)>,
+}
+
+impl Origin for Typed<'_> {
+    fn place(&self, _: Option<&str>) -> String {
+        format!("{} {}", self.option, self.text)
+    }
 }
 
 impl<'a> KeyValues<'a> {
@@ -25,7 +54,7 @@ impl<'a> KeyValues<'a> {
         keys: &[&str],
         bare: impl Fn(usize, &'a str) -> Option<(&'a str, &'a str)>,
     ) -> Result<Self> {
-        let mut read = KeyValues { option, text, pairs: Vec::new() };
+        let mut read = KeyValues { origin: Box::new(Typed { option, text }), pairs: Vec::new() };
         for (place, item) in text.split(',').enumerate() {
             if item.is_empty() {
                 return Err(read.mistake("nothing stands before, after or between the commas; accepted: key=value"));
@@ -36,7 +65,7 @@ impl<'a> KeyValues<'a> {
             };
             if !keys.contains(&key) {
                 let accepted = keys_for(key, keys);
-                let hint = near(key, keys).map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
+                let hint = hint(key, keys);
                 return Err(read.mistake(format!("unknown key {key:?}{hint}; accepted keys: {accepted}")));
             }
             if value.is_empty() {
@@ -50,6 +79,11 @@ impl<'a> KeyValues<'a> {
         Ok(read)
     }
 
+    /// Pairs of another origin, whose keys are known, none twice and no value empty.
+    pub fn of(origin: impl Origin + 'a, pairs: Vec<(&'a str, &'a str)>) -> Self {
+        KeyValues { origin: Box::new(origin), pairs }
+    }
+
     /// The value of `key` as `parse` reads it, or `None` when the key was not given.
     ///
     /// `accepted` describes every value that `parse` takes, for the error when it takes this one not.
@@ -57,14 +91,16 @@ impl<'a> KeyValues<'a> {
         let Some(value) = self.raw(key) else { return Ok(None) };
         match parse(value) {
             Some(value) => Ok(Some(value)),
-            None => Err(self.mistake(format!("{value:?} is no value of {key:?}; accepted: {accepted}"))),
+            None => {
+                let (place, name) = (self.origin.place(Some(key)), self.name(key));
+                Err(Error::usage(format!("{place}: {value:?} is no value of {name:?}; accepted: {accepted}")))
+            }
         }
     }
 
     /// Like [`KeyValues::get`], for a key that may not be left out.
     pub fn require<T>(&self, key: &str, accepted: &str, parse: impl FnOnce(&'a str) -> Option<T>) -> Result<T> {
-        self.get(key, accepted, parse)?
-            .ok_or_else(|| self.mistake(format!("key {key:?} is missing; accepted: {key}={accepted}")))
+        self.get(key, accepted, parse)?.ok_or_else(|| self.missing(key, &self.pair(key, accepted)))
     }
 
     /// The yes or no of `key`: true, on, yes, false, off, no, in lower case.
@@ -76,14 +112,34 @@ impl<'a> KeyValues<'a> {
         })
     }
 
-    /// An error about this text: the option and the text as typed, then `sentence`.
+    /// An error about these pairs: where they were written, as the option and the text as typed, then `sentence`.
     pub fn mistake(&self, sentence: impl AsRef<str>) -> Error {
-        Error::usage(format!("{} {}: {}", self.option, self.text, sentence.as_ref()))
+        Error::usage(format!("{}: {}", self.origin.place(None), sentence.as_ref()))
+    }
+
+    /// The error that `key` is not there, and what would do.
+    pub fn missing(&self, key: &str, accepted: &str) -> Error {
+        self.mistake(format!("key {:?} is missing; accepted: {accepted}", self.name(key)))
+    }
+
+    /// How `key` is spelled where these pairs were written.
+    pub fn name(&self, key: &str) -> String {
+        self.origin.name(key)
+    }
+
+    /// How one says there that `key` is `value`.
+    pub fn pair(&self, key: &str, value: &str) -> String {
+        self.origin.pair(key, value)
     }
 
     fn raw(&self, key: &str) -> Option<&'a str> {
         self.pairs.iter().find(|pair| pair.0 == key).map(|pair| pair.1)
     }
+}
+
+/// The question whether the nearest of `keys` was meant, with a blank before it; empty if none is near.
+pub fn hint(word: &str, keys: &[&str]) -> String {
+    near(word, keys).map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default()
 }
 
 /// The keys to name to somebody who wrote `word`: the members of its family if it begins with one, else all keys, and

@@ -114,16 +114,27 @@ pub fn netdev(text: &str, spec: &mut VmSpec) -> Result<()> {
     if split {
         pairs.get("type", "tap", |kind| (kind == "tap").then_some(()))?;
     }
-    let id = pairs.require("id", "NAME (1 to 255 characters)", short_text)?;
-    let tap = tap(&pairs, if split { "ifname" } else { "netdev" })?;
     if split {
-        spec.netdevs.push(NetdevSpec { id, tap });
+        spec.netdevs.push(NetdevSpec { id: id(&pairs)?, tap: tap(&pairs, "ifname", THROTTLING)? });
     } else {
-        let (mac, iothread) = (mac(&pairs)?, iothread(&pairs)?);
-        let queue_size = queue_size(&pairs)?;
-        spec.nics.push(NicSpec { id, tap, mac, iothread, queue_size });
+        spec.nics.push(nic_of(&pairs, THROTTLING)?);
     }
     Ok(())
+}
+
+/// The NIC of these pairs, which say all of it and whose limits are spelled in that way.
+pub(super) fn nic_of(pairs: &KeyValues<'_>, spelling: Spelling) -> Result<NicSpec> {
+    Ok(NicSpec {
+        id: id(pairs)?,
+        tap: tap(pairs, "netdev", spelling)?,
+        mac: mac(pairs)?,
+        iothread: iothread(pairs)?,
+        queue_size: queue_size(pairs)?,
+    })
+}
+
+fn id(pairs: &KeyValues<'_>) -> Result<String> {
+    pairs.require("id", "NAME (1 to 255 characters)", short_text)
 }
 
 /// `-device virtio-net-device,netdev=,id=,...`, written into `spec`.
@@ -160,7 +171,7 @@ pub fn device(text: &str, spec: &mut VmSpec) -> Result<()> {
 }
 
 /// The host's side; the tap's name stands under `name`.
-fn tap(pairs: &KeyValues<'_>, name: &str) -> Result<TapSpec> {
+fn tap(pairs: &KeyValues<'_>, name: &str, spelling: Spelling) -> Result<TapSpec> {
     let accepted = format!("the name of a tap (1 to {MAX_TAP_BYTES} bytes, no / and no blank)");
     let tap_name = pairs.get(name, &accepted, |text| {
         let good = (1..=MAX_TAP_BYTES).contains(&text.len())
@@ -176,7 +187,8 @@ fn tap(pairs: &KeyValues<'_>, name: &str) -> Result<TapSpec> {
     let one = pairs.get("fd", "an open descriptor of a tap", |text| descriptors(text).filter(|fds| fds.len() == 1))?;
     let fds = pairs.get("fds", &accepted, descriptors)?;
     if one.is_some() && fds.is_some() {
-        return Err(pairs.mistake("\"fd\" and \"fds\" are one thing; accepted: one of the two"));
+        let (fd, fds) = (pairs.name("fd"), pairs.name("fds"));
+        return Err(pairs.mistake(format!("{fd:?} and {fds:?} are one thing; accepted: one of the two")));
     }
     let fds = one.or(fds).unwrap_or_default();
     let mut sorted = fds.clone();
@@ -185,7 +197,7 @@ fn tap(pairs: &KeyValues<'_>, name: &str) -> Result<TapSpec> {
         return Err(pairs.mistake(format!("descriptor {} is named twice; accepted: once", twice[0])));
     }
     if tap_name.is_none() && fds.is_empty() {
-        return Err(pairs.mistake(format!("key {name:?} is missing; accepted: {name}=TAP, or fds=N")));
+        return Err(pairs.missing(name, &format!("{}, or {}", pairs.pair(name, "TAP"), pairs.pair("fds", "N"))));
     }
     let accepted = format!("a number of pairs of queues from 1 to {MAX_QUEUE_PAIRS}");
     let queues = pairs.get("queues", &accepted, |count| {
@@ -200,18 +212,19 @@ fn tap(pairs: &KeyValues<'_>, name: &str) -> Result<TapSpec> {
     }
     refuse_vhost(pairs)?;
     let queue_pairs = queues.unwrap_or(fds.len().max(1) as u16);
-    Ok(TapSpec { name: tap_name, fds, queue_pairs, limits: limits(pairs, THROTTLING, None)? })
+    Ok(TapSpec { name: tap_name, fds, queue_pairs, limits: limits(pairs, spelling, None)? })
 }
 
 /// The packets go through this program, which limits and counts them; the kernel's own way is not taken.
 fn refuse_vhost(pairs: &KeyValues<'_>) -> Result<()> {
     const WHY: &str = "the kernel's vhost is not supported, packets go through this program";
     if pairs.get_bool("vhost")? == Some(true) {
-        return Err(pairs.mistake(format!("{WHY}; accepted: vhost=off, or no \"vhost\"")));
+        let (off, name) = (pairs.pair("vhost", "off"), pairs.name("vhost"));
+        return Err(pairs.mistake(format!("{WHY}; accepted: {off}, or no {name:?}")));
     }
-    for key in ["vhostfd", "vhostfds"] {
+    for key in ["vhost-type", "vhostfd", "vhostfds"] {
         if pairs.get(key, "", Some)?.is_some() {
-            return Err(pairs.mistake(format!("{WHY}; accepted: no {key:?}")));
+            return Err(pairs.mistake(format!("{WHY}; accepted: no {:?}", pairs.name(key))));
         }
     }
     Ok(())

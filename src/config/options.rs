@@ -31,6 +31,11 @@ pub fn name(text: &str) -> Result<String> {
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
     let keys = ["type", "accel", "usb", "dump-guest-core", "mem-share", "disk-slots", "nic-slots", "kernel-format"];
     let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
+    machine_of(&pairs, spec)
+}
+
+/// What these pairs say of a machine, written into `spec`; what they do not say stays as it is there.
+pub(super) fn machine_of(pairs: &KeyValues<'_>, spec: &mut VmSpec) -> Result<()> {
     pairs.get("type", "microvm", |name| name.eq_ignore_ascii_case("microvm").then_some(()))?;
     // Both say what is so anyway; later versions of the original write them.
     pairs.get("accel", "kvm", |accel| matches!(accel, "kvm" | "kvm:tcg").then_some(()))?;
@@ -46,8 +51,8 @@ pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
             usize::try_from(decimal(number)?).ok().filter(|number| *number <= MAX_VIRTIO_DEVICES)
         })
     };
-    spec.disk_slots = slots("disk-slots")?;
-    spec.nic_slots = slots("nic-slots")?;
+    spec.disk_slots = slots("disk-slots")?.or(spec.disk_slots);
+    spec.nic_slots = slots("nic-slots")?.or(spec.nic_slots);
     let format = pairs.get("kernel-format", "auto, bzimage, elf, flat", |format| match format {
         "auto" => Some(KernelFormat::Auto),
         "bzimage" => Some(KernelFormat::Bzimage),
@@ -62,7 +67,12 @@ pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
 /// `-smp [cpus=]N`.
 pub fn cpus(text: &str) -> Result<u8> {
     let pairs = KeyValues::read("-smp", text, &["cpus"], |place, item| (place == 0).then_some(("cpus", item)))?;
-    pairs.require("cpus", &format!("a number from 1 to {MAX_CPUS}"), |count| {
+    cpus_of(&pairs)?.ok_or_else(|| pairs.missing("cpus", &pairs.pair("cpus", "N")))
+}
+
+/// The vCPUs.
+pub(super) fn cpus_of(pairs: &KeyValues<'_>) -> Result<Option<u8>> {
+    pairs.get("cpus", &format!("a number from 1 to {MAX_CPUS}"), |count| {
         let count = u8::try_from(decimal(count)?).ok()?;
         (1..=MAX_CPUS).contains(&count).then_some(count)
     })
@@ -71,9 +81,14 @@ pub fn cpus(text: &str) -> Result<u8> {
 /// `-m [size=]N[m|M|MiB|g|G|GiB]`, in bytes.
 pub fn memory_bytes(text: &str) -> Result<u64> {
     let pairs = KeyValues::read("-m", text, &["size"], |place, item| (place == 0).then_some(("size", item)))?;
+    memory_of(&pairs)?.ok_or_else(|| pairs.missing("size", &pairs.pair("size", "N")))
+}
+
+/// The memory, in bytes.
+pub(super) fn memory_of(pairs: &KeyValues<'_>) -> Result<Option<u64>> {
     let accepted = "16M to 512G in whole MiB, written 512 or 512M (MiB), 2G (GiB), \
                     or in bytes from 1048576 up without a unit";
-    pairs.require("size", accepted, |size| {
+    pairs.get("size", accepted, |size| {
         let (number, unit) = number_and_unit(size)?;
         let unit_bytes = match unit {
             // The original's early versions count bytes, the later ones MiB: no sensible size is both.
@@ -140,7 +155,8 @@ pub fn balloon_device(text: &str) -> Result<BalloonSpec> {
     balloon_of(&pairs)
 }
 
-fn balloon_of(pairs: &KeyValues<'_>) -> Result<BalloonSpec> {
+/// The balloon of these pairs.
+pub(super) fn balloon_of(pairs: &KeyValues<'_>) -> Result<BalloonSpec> {
     let mut balloon = BalloonSpec::default();
     balloon.deflate_on_oom = pairs.get_bool("deflate-on-oom")?.unwrap_or(balloon.deflate_on_oom);
     balloon.free_page_reporting = pairs.get_bool("free-page-reporting")?.unwrap_or(balloon.free_page_reporting);
@@ -161,10 +177,13 @@ fn balloon_of(pairs: &KeyValues<'_>) -> Result<BalloonSpec> {
             Some(AutoSpec { floor_bytes, pressure: pressure.unwrap_or_else(|| PRESSURE.into()) })
         }
         (true, None) => {
-            return Err(pairs.mistake(format!("\"auto\" needs to know how far it may go; accepted: floor={floor}")));
+            let floor = pairs.pair("floor", &floor);
+            return Err(pairs.mistake(format!("\"auto\" needs to know how far it may go; accepted: {floor}")));
         }
         (false, _) if floor_bytes.is_some() || pressure.is_some() => {
-            return Err(pairs.mistake("\"floor\" and \"pressure\" say how \"auto\" works; accepted: with auto=on"));
+            let auto = pairs.pair("auto", "on");
+            let sentence = format!("\"floor\" and \"pressure\" say how \"auto\" works; accepted: with {auto}");
+            return Err(pairs.mistake(sentence));
         }
         (false, _) => None,
     };
@@ -175,7 +194,11 @@ fn balloon_of(pairs: &KeyValues<'_>) -> Result<BalloonSpec> {
 pub fn drive(text: &str) -> Result<DriveSpec> {
     let throttling = throttling_keys();
     let keys: Vec<&str> = DRIVE_KEYS.into_iter().chain(throttling.iter().map(String::as_str)).collect();
-    let pairs = KeyValues::read("-drive", text, &keys, |_, _| None)?;
+    drive_of(&KeyValues::read("-drive", text, &keys, |_, _| None)?, THROTTLING)
+}
+
+/// The drive of these pairs, whose limits are spelled in that way.
+pub(super) fn drive_of(pairs: &KeyValues<'_>, spelling: Spelling) -> Result<DriveSpec> {
     let mut drive = DriveSpec::new(
         pairs.require("id", "NAME (1 to 255 characters)", short_text)?,
         pairs.require("file", "FILE (at most 4095 bytes)", file_path)?,
@@ -199,7 +222,7 @@ pub fn drive(text: &str) -> Result<DriveSpec> {
     // Both say what is so anyway; later versions of the original write them.
     pairs.get("format", "raw", |format| (format == "raw").then_some(()))?;
     pairs.get("if", "none", |interface| (interface == "none").then_some(()))?;
-    drive.limits = limits(&pairs, THROTTLING, requests(&pairs, "iops")?)?;
+    drive.limits = limits(pairs, spelling, requests(pairs, "iops")?)?;
     drive.group = pairs.get("throttling.group", "NAME (1 to 255 characters)", short_text)?;
     Ok(drive)
 }
@@ -280,7 +303,8 @@ pub fn iothread_object(text: &str) -> Result<IothreadSpec> {
     })?)
 }
 
-fn iothread_of(pairs: &KeyValues<'_>) -> Result<IothreadSpec> {
+/// The iothread of these pairs.
+pub(super) fn iothread_of(pairs: &KeyValues<'_>) -> Result<IothreadSpec> {
     Ok(IothreadSpec { id: pairs.require("id", "NAME (1 to 255 characters)", short_text)? })
 }
 
@@ -328,13 +352,13 @@ fn socket(option: &str, text: &str) -> Result<(PathBuf, bool)> {
             "{option} {text}: {address:?} is not the address of a Unix socket; accepted: unix:PATH,server,nowait"
         )));
     };
-    if path.is_empty() || path.len() > MAX_SOCKET_PATH_BYTES {
-        let length = path.len();
-        return Err(Error::usage(format!(
+    let length = path.len();
+    let path = socket_path(path).ok_or_else(|| {
+        Error::usage(format!(
             "{option} {text}: the socket's path has {length} bytes; accepted: 1 to {MAX_SOCKET_PATH_BYTES}"
-        )));
-    }
-    let Some(words) = words else { return Ok((path.into(), false)) };
+        ))
+    })?;
+    let Some(words) = words else { return Ok((path, false)) };
     let pairs = KeyValues::read(option, words, &["server", "wait"], |_, word| match word {
         "server" => Some(("server", "on")),
         "nowait" => Some(("wait", "off")),
@@ -342,7 +366,7 @@ fn socket(option: &str, text: &str) -> Result<(PathBuf, bool)> {
     })?;
     let listens = pairs.get("server", "on (the monitor listens)", |value| (value == "on").then_some(()))?;
     pairs.get("wait", "off (the machine starts without a client)", |value| (value == "off").then_some(()))?;
-    Ok((path.into(), listens.is_some()))
+    Ok((path, listens.is_some()))
 }
 
 /// The number that `text` begins with, and what stands behind it.
@@ -357,6 +381,10 @@ pub(super) fn short_text(text: &str) -> Option<String> {
 
 pub(super) fn serial_number(text: &str) -> Option<String> {
     (text.len() <= MAX_SERIAL_BYTES).then(|| text.to_owned())
+}
+
+pub(super) fn socket_path(text: &str) -> Option<PathBuf> {
+    (1..=MAX_SOCKET_PATH_BYTES).contains(&text.len()).then(|| text.into())
 }
 
 pub(super) fn file_path(text: &str) -> Option<PathBuf> {

@@ -50,11 +50,18 @@ pub struct RngSource {
 /// # Errors
 /// A mistake of the user's.
 pub fn rng(text: &str) -> Result<RngSpec> {
-    let mut spec = RngSpec::default();
     if text.is_empty() {
-        return Ok(spec);
+        return Ok(RngSpec::default());
     }
-    let pairs = KeyValues::read("-rng", text, &["random_file", "bytes_per_sec"], |_, _| None)?;
+    rng_of(&KeyValues::read("-rng", text, &["random_file", "bytes_per_sec"], |_, _| None)?)
+}
+
+/// The source of these pairs. Its id is among them where there is no other way to say it (`json`).
+pub(super) fn rng_of(pairs: &KeyValues<'_>) -> Result<RngSpec> {
+    let mut spec = RngSpec::default();
+    if let Some(id) = pairs.get("id", NAME, short_text)? {
+        spec.id = id;
+    }
     if let Some(file) = pairs.get("random_file", PATH, file_path)? {
         spec.source = file;
     }
@@ -71,6 +78,11 @@ pub fn rng(text: &str) -> Result<RngSpec> {
 pub fn object(text: &str) -> Result<RngSource> {
     let keys = ["qom-type", "id", "filename"];
     let pairs = KeyValues::read("-object", text, &keys, |place, item| (place == 0).then_some(("qom-type", item)))?;
+    object_of(&pairs)
+}
+
+/// The source of these pairs, for a device to name.
+pub(super) fn object_of(pairs: &KeyValues<'_>) -> Result<RngSource> {
     let file = pairs.get("filename", PATH, file_path)?;
     Ok(RngSource { id: pairs.require("id", NAME, short_text)?, file: file.unwrap_or_else(|| DEFAULT_SOURCE.into()) })
 }

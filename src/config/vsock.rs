@@ -34,11 +34,18 @@ pub struct VsockSpec {
 pub fn device(text: &str) -> Result<VsockSpec> {
     let keys = ["driver", "id", "guest-cid", "uds_path", "vhostfd"];
     let pairs = KeyValues::read("-device", text, &keys, |place, item| (place == 0).then_some(("driver", item)))?;
+    vsock_of(&pairs)
+}
+
+/// The device of these pairs.
+pub(super) fn vsock_of(pairs: &KeyValues<'_>) -> Result<VsockSpec> {
     if pairs.get("vhostfd", "", |_| Some(()))?.is_some() {
-        return Err(pairs.mistake(
-            "\"vhostfd\" is a device of the host's kernel, and this one is served by the monitor over Unix sockets; \
-             accepted: uds_path=PATH in its place",
-        ));
+        return Err(pairs.mistake(format!(
+            "{:?} is a device of the host's kernel, and this one is served by the monitor over Unix sockets; accepted: {} \
+             in its place",
+            pairs.name("vhostfd"),
+            pairs.pair("uds_path", "PATH")
+        )));
     }
     let path = format!("PATH (1 to {MAX_UDS_PATH_BYTES} bytes), where clients on the host connect");
     Ok(VsockSpec {

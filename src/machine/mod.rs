@@ -17,5 +17,6 @@ mod testing;
 pub use builder::{Machine, Threads};
 pub use hardware::Hardware;
 pub use inventory::{Balloon, Console, DiskSlot, Drive, Inventory, Nic, NicSlot, Notice, Vsock};
+pub use parts::balloon::suits as balloon_suits;
 pub use parts::drive::DriveMaker;
 pub use parts::nic::{cable, vacant_id};

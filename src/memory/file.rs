@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use log::warn;
 use vm_memory::{FileOffset, GuestMemoryBackend};
 
 use super::{GuestRam, PAGE_BYTES};
@@ -82,6 +83,47 @@ impl Backing {
     }
 }
 
+/// How the file of a path was found. Dropped, it makes it so again, if all that has been done since is to open it as memory,
+/// privately: a file that was made goes, and one that was empty is.
+pub struct Found<'p> {
+    path: &'p Path,
+    state: State,
+}
+
+enum State {
+    Missing,
+    Empty,
+    Other,
+}
+
+impl<'p> Found<'p> {
+    /// Looks at what is there.
+    pub fn look(path: &'p Path) -> Found<'p> {
+        let state = match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => State::Missing,
+            _ if fs::metadata(path).is_ok_and(|facts| facts.is_file() && facts.len() == 0) => State::Empty,
+            _ => State::Other,
+        };
+        Found { path, state }
+    }
+}
+
+impl Drop for Found<'_> {
+    fn drop(&mut self) {
+        let restored = match self.state {
+            State::Missing => fs::remove_file(self.path),
+            State::Empty => File::options().write(true).truncate(true).open(self.path).map(drop),
+            State::Other => Ok(()),
+        };
+        match restored {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                warn!("-mem-path {}: leave it as it was found: {error}", self.path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
 /// A new file in `folder` that has lost its name already.
 fn nameless_in(folder: &Path) -> io::Result<(File, bool)> {
     let path = folder.join(format!("loopvisor-memory-{}", std::process::id()));
@@ -122,6 +164,28 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     const BYTES: u64 = 4 << 20;
+
+    #[test]
+    fn a_file_is_left_as_it_was_found() {
+        let folder = Folder::new("memory-found");
+        let place = |name: &str| folder.0.join(name);
+        fs::write(place("empty"), "").unwrap();
+        fs::write(place("full"), vec![7; BYTES as usize]).unwrap();
+        std::os::unix::fs::symlink("/nowhere/at/all", place("link")).unwrap();
+        for name in ["missing", "empty", "full", "link", ""] {
+            let path = place(name);
+            let found = Found::look(&path);
+            let ram = allocate_on(&path, BYTES, false, true);
+            assert_eq!(ram.is_ok(), name != "link");
+            ram.iter().for_each(|ram| ram.write_obj(9u8, GuestAddress(0)).unwrap());
+            drop((ram, found));
+        }
+        let mut names = folder.names();
+        names.sort_unstable();
+        assert_eq!(names, ["empty", "full", "link"]);
+        assert_eq!(fs::read(place("empty")).unwrap(), b"");
+        assert!(fs::read(place("full")).unwrap().iter().all(|&byte| byte == 7));
+    }
 
     struct Folder(PathBuf);
 

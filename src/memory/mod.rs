@@ -20,7 +20,7 @@ use crate::error::{Context, Error, Result};
 use file::Backing;
 
 pub use discard::{Discard, can_discard, discard_all, is_blank, leaves_zeros};
-pub use file::page_bytes;
+pub use file::{Found, page_bytes};
 
 /// All of the guest's RAM.
 pub type GuestRam = GuestMemoryMmap<()>;

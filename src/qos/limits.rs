@@ -100,6 +100,10 @@ pub enum Spelling {
     NicCommandLine,
     /// `pps_max_length`
     NicQmp,
+    /// `throttling.iops_total_max_length`, in a configuration file
+    File,
+    /// `throttling.pps_total_max_length`
+    NicFile,
 }
 
 impl Spelling {
@@ -111,6 +115,8 @@ impl Spelling {
             Spelling::Qmp => argument.to_owned(),
             Spelling::NicCommandLine => format!("throttling.{}", option.replace("iops", "pps")),
             Spelling::NicQmp => argument.replace("iops", "pps"),
+            Spelling::File => format!("throttling.{}", option.replace('-', "_")),
+            Spelling::NicFile => format!("throttling.{}", option.replace("iops", "pps").replace('-', "_")),
         }
     }
 
@@ -126,13 +132,16 @@ impl Spelling {
 
     /// The name of [`Limits::iops_size`], which only a drive has.
     pub fn iops_size(self) -> &'static str {
-        self.pick(["throttling.iops-size", "iops_size"])
+        match self {
+            Spelling::File | Spelling::NicFile => "throttling.iops_size",
+            _ => self.pick(["throttling.iops-size", "iops_size"]),
+        }
     }
 
-    fn pick(self, [option, argument]: [&'static str; 2]) -> &'static str {
+    fn pick(self, [option, other]: [&'static str; 2]) -> &'static str {
         match self {
             Spelling::CommandLine | Spelling::NicCommandLine => option,
-            Spelling::Qmp | Spelling::NicQmp => argument,
+            Spelling::Qmp | Spelling::NicQmp | Spelling::File | Spelling::NicFile => other,
         }
     }
 }

@@ -16,6 +16,7 @@ mod stall;
 mod terminal;
 
 mod balloon;
+mod config;
 mod console;
 mod disk;
 mod iothread;
