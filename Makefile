@@ -1,25 +1,33 @@
 # Everything one does here, a word each. The work itself is in cargo and in tools/.
 #
 # make boot takes CPUS, MEM, DRIVE, APPEND, KERNEL and INITRD; make bench takes BENCH, its arguments, and make bench-qos
-# QOS, its part.
+# QOS, its part; make install takes DESTDIR and PREFIX.
 
 CPUS ?= 1
 MEM ?= 256M
-export CPUS MEM DRIVE APPEND KERNEL INITRD
+PREFIX ?= /usr/local
+export CPUS MEM DRIVE APPEND KERNEL INITRD DESTDIR PREFIX
+
+PROGRAM := target/x86_64-unknown-linux-gnu/release/loopvisor
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages doc clean
+.PHONY: help deps build musl guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages doc \
+    licenses install uninstall deb package-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
 
 deps: ## install the Debian packages that are missing for any of the targets
-	@tools/deps build linux boot lint test bench
+	@tools/deps build linux boot lint test bench deb package-test
 
 build: ## build the monitor: target/x86_64-unknown-linux-gnu/release/loopvisor
 	@tools/deps build
 	cargo build --release
+
+musl: ## build the monitor without glibc: target/x86_64-unknown-linux-musl/release/loopvisor
+	@tools/deps build musl
+	cargo build --release --target x86_64-unknown-linux-musl
 
 guest: ## build the bare-metal test guest
 	@tools/deps build
@@ -80,6 +88,28 @@ pages: ## make the manual page and the completions of bash, zsh and fish: target
 
 doc: ## build the documentation of the code, private items too
 	cargo doc --no-deps --document-private-items
+
+licenses: ## list what the program is linked from: target/licenses.md, their texts, and a CycloneDX file
+	@tools/deps build licenses
+	@tools/licenses
+
+# Root may have no cargo: what is there is installed as it is.
+install: ## install the program, tools, pages and the systemd unit; builds what is missing [DESTDIR= PREFIX=/usr/local]
+	@test -e $(PROGRAM) || $(MAKE) build
+	@test -e target/pages/loopvisor.fish || $(MAKE) pages
+	@test -e target/loopvisor.cdx.json || $(MAKE) licenses
+	@tools/package/install add
+
+uninstall: ## remove what make install installed, with the same DESTDIR and PREFIX
+	@tools/package/install remove
+
+deb: build pages licenses ## make a Debian package: target/loopvisor_VERSION_amd64.deb
+	@tools/deps deb
+	@tools/package/deb
+
+package-test: deb ## install the Debian package in a small Debian, try it there, and purge it: as root, half a minute
+	@tools/deps package-test
+	@tools/package-test
 
 clean: ## remove everything that was built, downloads included
 	rm -rf target tests/guest/target tools/bench/target

@@ -279,6 +279,13 @@ fn the_version_is_printed_alone() {
     assert_eq!(printed("-version"), printed("-V"));
 }
 
+const FORMATS: [(&str, KernelFormat); 4] = [
+    ("auto", KernelFormat::Auto),
+    ("bzimage", KernelFormat::Bzimage),
+    ("elf", KernelFormat::Elf),
+    ("flat", KernelFormat::Flat),
+];
+
 /// The command line that asks for `spec`.
 fn typed(spec: &VmSpec) -> Vec<OsString> {
     let on = |yes| if yes { "on" } else { "off" };
@@ -288,7 +295,8 @@ fn typed(spec: &VmSpec) -> Vec<OsString> {
     add("-smp", spec.cpus.to_string());
     add("-m", spec.memory_bytes.to_string());
     let (dumped, shared) = (on(spec.dump_guest_core), on(spec.mem_share));
-    add("-machine", format!("microvm,dump-guest-core={dumped},mem-share={shared}"));
+    let format = FORMATS.iter().find(|(_, format)| *format == spec.kernel_format).unwrap().0;
+    add("-machine", format!("microvm,dump-guest-core={dumped},mem-share={shared},kernel-format={format}"));
     add("-append", spec.append.clone());
     for iothread in &spec.iothreads {
         add("-iothread", format!("id={}", iothread.id));
@@ -370,6 +378,7 @@ prop_compose! {
         cpus in 1..=254_u8,
         mib in 16..=524_288_u64,
         flags in any::<[bool; 4]>(),
+        (_, kernel_format) in prop::sample::select(FORMATS.to_vec()),
         append in "([^- ][^ ]{0,9}( [^ ]{1,9}){0,4})?",
         iothreads in Just(iothreads),
         drives in drives(iothreads),
@@ -378,6 +387,7 @@ prop_compose! {
         let iothreads = (0..iothreads).map(|n| IothreadSpec { id: format!("io{n}") }).collect();
         let memory_bytes = mib << 20;
         VmSpec { name, cpus, memory_bytes, dump_guest_core, mem_share, append, drives, iothreads, freeze, no_reboot,
+            kernel_format,
             ..VmSpec::new("vmlinux") }
     }
 }

@@ -146,12 +146,17 @@ pub fn file_system(file: &impl AsRawFd) -> io::Result<FileSystem> {
     }
     // SAFETY: zeros are one, and so is what the kernel wrote.
     let facts = unsafe { facts.assume_init() };
-    let block_bytes = facts.f_bsize.cast_unsigned();
+    let block_bytes = facts.f_bsize as u64;
     Ok(FileSystem {
-        is_hugetlb: facts.f_type == libc::HUGETLBFS_MAGIC,
+        is_hugetlb: magic(&facts) == libc::HUGETLBFS_MAGIC,
         block_bytes,
         free_bytes: facts.f_bavail.saturating_mul(block_bytes),
     })
+}
+
+/// The file system's number; libraries do not agree whether it has a sign.
+fn magic(facts: &libc::statfs) -> i64 {
+    facts.f_type as _
 }
 
 /// `fallocate(2)`: `mode` is a set of `FALLOC_FL_*`.
@@ -181,7 +186,7 @@ pub fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: the kernel fills the structure it is given.
     let result = unsafe { libc::fstatfs(fd.as_raw_fd(), facts.as_mut_ptr()) };
     // SAFETY: plain integers, zeroed before and perhaps filled now.
-    let magic = unsafe { facts.assume_init() }.f_type;
+    let magic = magic(&unsafe { facts.assume_init() });
     result == 0 && (magic == libc::TMPFS_MAGIC || magic == RAMFS_MAGIC)
 }
 

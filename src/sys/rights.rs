@@ -1,4 +1,6 @@
 //! A read from a Unix socket that takes the descriptors, too, which came with the bytes (unix(7), SCM_RIGHTS). Any thread.
+//!
+//! Lengths of control messages are `size_t` in glibc and `socklen_t` in musl: `as _` is whichever it is.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -21,7 +23,7 @@ pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<
     message.msg_iov = &raw mut range;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control);
+    message.msg_controllen = size_of_val(&control) as _;
     // SAFETY: the header names `bytes` and `control` with their lengths, and both live until the call is over.
     let count = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
@@ -30,11 +32,12 @@ pub fn receive(stream: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
         // SAFETY: not null, so it is a header inside `control`, aligned as such.
-        let &libc::cmsghdr { cmsg_len, cmsg_level, cmsg_type } = unsafe { &*header };
+        let &libc::cmsghdr { cmsg_len, cmsg_level, cmsg_type, .. } = unsafe { &*header };
         if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: as above; the data follows its header.
             let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
-            let count = cmsg_len.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<RawFd>();
+            let len: usize = cmsg_len as _;
+            let count = len.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<RawFd>();
             for index in 0..count {
                 // SAFETY: the message's length says that it is there, and the kernel has just made the descriptor ours.
                 fds.push(unsafe { OwnedFd::from_raw_fd(data.add(index).read_unaligned()) });
@@ -63,12 +66,12 @@ mod tests {
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
         // SAFETY: only a sum.
-        message.msg_controllen = unsafe { libc::CMSG_SPACE(size_of_val(fds) as u32) } as usize;
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(size_of_val(fds) as u32) } as _;
         // SAFETY: `control` has room for a header and all descriptors, and lives until the call is over.
         let sent = unsafe {
             let header = &mut *libc::CMSG_FIRSTHDR(&raw const message);
             (header.cmsg_level, header.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
-            header.cmsg_len = libc::CMSG_LEN(size_of_val(fds) as u32) as usize;
+            header.cmsg_len = libc::CMSG_LEN(size_of_val(fds) as u32) as _;
             std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(header).cast(), fds.len());
             libc::sendmsg(stream.as_raw_fd(), &raw const message, 0)
         };

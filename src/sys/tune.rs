@@ -3,10 +3,13 @@
 //! Wishes, not needs: a kernel that refuses one costs speed and nothing else. Main thread, and `short_slice` iothreads.
 
 /// One heap for all threads. Nothing allocates on the path of a request, so the threads do not contend for it, and a
-/// heap of its own would cost each thread 128 MiB of address space and two dirty pages.
+/// heap of its own would cost each thread 128 MiB of address space and two dirty pages. musl never has more than one.
 pub fn one_heap() {
+    #[cfg(target_env = "gnu")]
     // SAFETY: takes two numbers, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
 
 /// A write beyond `ulimit -f` is an error of the disk it is for and not the end of the process.
