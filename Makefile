@@ -9,7 +9,7 @@ export CPUS MEM DRIVE APPEND KERNEL INITRD
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages doc clean
+.PHONY: help deps build guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages screenshot doc clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,12 @@ pages: ## make the manual page and the completions of bash, zsh and fish: target
 	@tools/deps build
 	@mkdir -p target/pages
 	@cargo run --quiet --example pages target/pages
+
+screenshot: ## draw docs/img/looptop.svg and qmp-shell.svg from machines that run here: half a minute, as root for the NIC
+	@tools/deps build screenshot
+	@cargo build --release
+	@cargo build --release --manifest-path tests/guest/Cargo.toml
+	@tools/screenshot
 
 doc: ## build the documentation of the code, private items too
 	cargo doc --no-deps --document-private-items
