@@ -12,7 +12,7 @@ PROGRAM := target/x86_64-unknown-linux-gnu/release/loopvisor
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build musl guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages doc \
+.PHONY: help deps build musl guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages screenshot doc \
     licenses install uninstall deb package-test clean
 
 help: ## list the targets
@@ -85,6 +85,12 @@ pages: ## make the manual page and the completions of bash, zsh and fish: target
 	@tools/deps build
 	@mkdir -p target/pages
 	@cargo run --quiet --example pages target/pages
+
+screenshot: ## draw docs/img/looptop.svg and qmp-shell.svg from machines that run here: half a minute, as root for the NIC
+	@tools/deps build screenshot
+	@cargo build --release
+	@cargo build --release --manifest-path tests/guest/Cargo.toml
+	@tools/screenshot
 
 doc: ## build the documentation of the code, private items too
 	cargo doc --no-deps --document-private-items

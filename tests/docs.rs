@@ -1,5 +1,6 @@
 //! The pages in `docs/` say only what is so: every guarantee of the event loop and every promise of a disk limit names a
-//! test that exists, every key of a drive, of the balloon and of a configuration file has its row, and every refusal shown is what the program says.
+//! test that exists, every key of a drive, of the balloon and of a configuration file has its row, every refusal shown is what
+//! the program says, and every command line shown is one that it takes.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test's own functions are not in the lint's exception")]
 
@@ -189,4 +190,42 @@ fn every_refusal_of_the_configuration_files_page_is_what_the_program_says() {
         shown += 1;
     }
     assert!(shown > 6, "{shown}");
+}
+
+/// The words of a line, as a shell parts them where there are blanks and double quotes.
+fn words(line: &str) -> Vec<OsString> {
+    let mut words = Vec::new();
+    for (at, part) in line.split('"').enumerate() {
+        if at % 2 == 1 {
+            words.push(part.into());
+        } else {
+            words.extend(part.split_whitespace().map(OsString::from));
+        }
+    }
+    words
+}
+
+#[test]
+fn every_command_line_that_a_page_shows_is_accepted() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for entry in fs::read_dir(root.join("docs")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|kind| kind != "md") {
+            continue;
+        }
+        let page = fs::read_to_string(&path).unwrap().replace("\\\n", " ");
+        let typed = page.lines().filter_map(|line| {
+            let line = line.strip_prefix("    ")?;
+            line.strip_prefix("host$ ").unwrap_or(line).strip_prefix("loopvisor ")
+        });
+        // Dots stand for what is not said, a file of options would have to be there, and the guest begins lines so too.
+        let typed = typed.filter(|line| line.contains(" -kernel ") || line.starts_with("-kernel "));
+        for line in typed.filter(|line| !line.contains("...") && !line.contains(" -config ")) {
+            let parsed = cli::parse(words(line));
+            assert!(parsed.is_ok(), "{}: {line}: {}", path.display(), parsed.unwrap_err());
+            seen += 1;
+        }
+    }
+    assert!(seen > 3, "{seen} command lines are found");
 }
