@@ -8,7 +8,8 @@ use super::{chardev, disk, net, options, rng, vsock};
 use crate::error::{Error, Result};
 
 /// The types there are, for who asks for another.
-const TYPES: [&str; 7] = [
+const TYPES: [&str; 8] = [
+    "vhost-vsock-device",
     "virtconsole",
     "virtio-balloon-device",
     "virtio-blk-device",
@@ -36,7 +37,7 @@ pub fn device(text: &str, spec: &mut VmSpec, named: &mut Vec<String>) -> Result<
         "virtio-net-device" => net::device(text, spec)?,
         "virtio-serial-device" => chardev::virtio_serial(text)?,
         "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
-        "vsock" => spec.vsocks.push(vsock::device(text)?),
+        "vhost-vsock-device" | "vsock" => spec.vsocks.push(vsock::device(text)?),
         _ => {
             let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == kind).map(|(_, instead)| (*instead).to_owned());
             let accepted = elsewhere.unwrap_or_else(|| TYPES.join(", "));
