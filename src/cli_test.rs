@@ -3,7 +3,7 @@ use crate::config::chardev::{ChardevSpec, ConsoleSpec};
 use crate::config::net::{NicSpec, TapSpec};
 use crate::config::rng::{RngSource, RngSpec};
 use crate::config::spec::{Access, Aio, BalloonSpec, Cache, DriveSpec, IothreadSpec, KernelFormat, SerialSpec};
-use crate::config::vsock::VsockSpec;
+use crate::config::vsock::{Carrier, VsockSpec};
 use crate::qos::{Limit, Limits, Quantity, Spelling};
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;
@@ -83,7 +83,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         rng_sources: vec![RngSource { id: "r".into(), file: "f".into() }],
         chardevs: vec![ChardevSpec { id: "c".into(), path: "/d".into() }],
         consoles: vec![ConsoleSpec { id: "e".into(), chardev: "c".into() }],
-        vsocks: vec![VsockSpec { id: "v".into(), cid: 3, path: "/v".into() }],
+        vsocks: vec![VsockSpec { id: "v".into(), cid: 3, carrier: Carrier::Sockets("/v".into()) }],
         serial: SerialSpec::Stdio,
         qmp: vec!["/a".into(), "/b".into(), "/c".into()],
         log: LogSpec::File("log".into()),

@@ -11,12 +11,15 @@
 mod monitor;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/vsock.rs"]
+mod vsock;
 
 use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::Arc;
 
 use monitor::{Directory, Monitor, Qmp};
 use serde_json::{Value, json};
@@ -339,6 +342,104 @@ fn linux_and_the_host_talk_over_vsock_both_ways() {
     ];
     assert_eq!(monitor.lines("vsock: "), expected);
     assert_no_trouble(&monitor);
+}
+
+/// The same through the host's kernel and its AF_VSOCK, which the monitor opens itself; and what is on its way when the machine
+/// is stopped stands still and goes on.
+#[test]
+fn linux_and_the_host_talk_over_the_kernels_vsock_both_ways_and_stops_lose_nothing() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::thread;
+    use std::time::Duration;
+
+    const LONG: usize = 6_000_000;
+    if !vsock::is_here() {
+        return;
+    }
+    let listener = vsock::listen(53);
+    thread::spawn(move || {
+        let stream = vsock::accept(&listener);
+        std::io::copy(&mut &stream, &mut &stream).unwrap();
+    });
+    let cid = vsock::own_cid();
+    let device = format!("vsock,id=v,guest-cid={cid}");
+    let mut monitor = Monitor::start("vmlinuz", "loopvisor.script=vsock", &["-device", &device]);
+    let mut qmp = monitor.qmp();
+    monitor.wait_for("vsock: listening at 52", 0);
+    assert_eq!(qmp.run("query-vsock"), json!([{ "id": "v", "guest-cid": cid, "backend": "kernel" }]));
+    let told = monitor.dump("v");
+    let lent = |queue| format!("queue {queue}: lent, driver has made available up to ");
+    assert!(told.contains("v: live") && told.contains(&lent(0)) && told.contains(&lent(1)), "{told}");
+    for size in [1, 100_000] {
+        vsock::echo(&vsock::connect(cid, 52), &noise(size));
+    }
+
+    let (sent, back) = (noise(LONG), Arc::new(AtomicUsize::new(0)));
+    let (count, expected) = (back.clone(), sent.clone());
+    let stream = vsock::connect(cid, 52);
+    let transfer = thread::spawn(move || vsock::echo_counted(&stream, &expected, &count));
+    let mut stops = 0;
+    while back.load(SeqCst) < LONG && stops < 10 {
+        qmp.run("stop");
+        // What the kernel had taken before is still read.
+        thread::sleep(Duration::from_millis(300));
+        let before = back.load(SeqCst);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(back.load(SeqCst), before, "nothing comes from a guest that stands");
+        qmp.run("cont");
+        stops += 1;
+        let until = std::time::Instant::now() + monitor::LIMIT;
+        while back.load(SeqCst) < LONG.min(before + 200_000) {
+            assert!(std::time::Instant::now() < until, "{before} bytes, and no more after the cont");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    transfer.join().unwrap();
+    println!("{stops} stops in {LONG} bytes");
+    assert!(stops >= 3, "the stops came too late");
+    monitor.wait_for("loopvisor guest is done", 0);
+    assert_eq!(monitor.wait(), 0);
+    let expected = [
+        "connect 54 failed: Connection reset by peer (os error 104)".to_owned(),
+        "connect 53 ok, 2000000 bytes".to_owned(),
+        "listening at 52".to_owned(),
+        format!("listen 52 ok, {} bytes", LONG + 100_001),
+    ];
+    assert_eq!(monitor.lines("vsock: "), expected);
+    assert_no_trouble(&monitor);
+}
+
+/// A descriptor that is handed over as Kata Containers does it. Each life of the guest is reached anew, keeps no descriptor of
+/// the life before, and knows nothing of its connections.
+#[test]
+fn linux_reboots_and_is_reached_through_the_vhost_descriptor_that_was_handed_over_each_time() {
+    if !vsock::is_here() {
+        return;
+    }
+    let cid = vsock::own_cid() + 1;
+    let file = vsock::prepare(cid);
+    let device = format!("vhost-vsock-device,id=v,guest-cid={cid},vhostfd={}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let words = "loglevel=4 reboot=k loopvisor.script=streams";
+    let monitor = Monitor::start_that_reboots("vmlinuz", words, &["-device", &device]);
+    let mut qmp = monitor.qmp();
+    let (mut descriptors, mut left) = (Vec::new(), None::<UnixStream>);
+    for life in 0..3 {
+        monitor.wait_for("vsock: listening at 52", life);
+        let stream = vsock::connect(cid, 52);
+        descriptors.push(monitor.descriptors());
+        if let Some(mut left) = left.take() {
+            let broken = left.write_all(b"x").and_then(|()| left.read_exact(&mut [0]));
+            assert!(broken.is_err(), "a connection has outlived the guest");
+        }
+        left = Some(vsock::connect(cid, 52));
+        vsock::echo(&stream, &noise(300_000));
+    }
+    assert_eq!(descriptors, [descriptors[0]; 3]);
+    qmp.run("quit");
+    assert_no_trouble(&monitor);
+
+    let refused = vsock::refusal(&format!("vsock,id=w,guest-cid={cid}"));
+    assert!(refused.contains("another machine on this host has this context id"), "{refused}");
 }
 
 /// A guest that does with its slots what it is told (tools/linux/tests/plug).

@@ -12,7 +12,7 @@ use crate::config::chardev::{ChardevSpec, ConsoleSpec};
 use crate::config::net::{Mac, NicSpec, TapSpec};
 use crate::config::rng::{RngSource, RngSpec};
 use crate::config::spec::{AutoSpec, BalloonSpec, SerialSpec};
-use crate::config::vsock::VsockSpec;
+use crate::config::vsock::{Carrier, VsockSpec};
 use crate::qos::Limits;
 
 /// A file that goes with its holder.
@@ -200,6 +200,9 @@ fn every_option_comes_back_from_what_is_printed() {
         "-object rng-random,id=r,filename=f -device virtio-rng-device,rng=r,id=x,max-bytes=1024,period=1000",
         "-chardev id=c,path=/c -chardev socket,id=d,path=/d,server,nowait -device virtconsole,chardev=d,id=e",
         "-device vsock,id=v,guest-cid=4294967294,uds_path=/v",
+        "-device vhost-vsock-device,id=v,guest-cid=3,vhostfd=7",
+        "-object iothread,id=io -drive id=d,file=f -device virtio-blk-device,drive=d,id=e,iothread=io,serial=s",
+        "-machine microvm,kernel-format=flat -device virtio-balloon-device,deflate-on-oom=on",
         "-serial stdio -api-channel unix:/a -qmp unix:/b,server",
         "-daemonize",
     ] {
@@ -212,6 +215,10 @@ fn every_option_comes_back_from_what_is_printed() {
 /// A text that a file can hold and a command line could.
 fn any_text() -> impl Strategy<Value = String> {
     "[^\0]{1,12}"
+}
+
+fn carrier() -> impl Strategy<Value = Carrier> {
+    prop_oneof![Just(Carrier::Sockets("/v".into())), prop::option::of(0..=i32::MAX).prop_map(Carrier::Kernel),]
 }
 
 prop_compose! {
@@ -244,7 +251,7 @@ prop_compose! {
         sources in prop::collection::vec(any_text(), 0..3),
         consoles in prop::collection::vec((any_text(), any::<bool>()), 0..2),
         reversed in any::<bool>(),
-        vsock in prop::option::of((any_text(), 3..u32::MAX)),
+        vsock in prop::option::of((any_text(), 3..u32::MAX, carrier())),
         qmp in prop::collection::vec(any_text(), 0..3),
         [initrd, mem_path, log, pidfile] in [(); 4].map(|()| prop::option::of(any_text())),
         slots in prop::option::of(0..=6_usize),
@@ -270,7 +277,7 @@ prop_compose! {
             rng_sources: sources.into_iter().enumerate().map(|(n, file)| RngSource { id: format!("r{n}"), file: file.into() }).collect(),
             consoles: consoles.collect(),
             chardevs,
-            vsocks: vsock.into_iter().map(|(id, cid)| VsockSpec { id, cid, path: "/v".into() }).collect(),
+            vsocks: vsock.into_iter().map(|(id, cid, carrier)| VsockSpec { id, cid, carrier }).collect(),
             qmp: qmp.into_iter().enumerate().map(|(n, path)| format!("/q{n}{path}").into()).collect(),
             initrd: initrd.map(Into::into),
             mem_path: mem_path.map(Into::into),

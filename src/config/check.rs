@@ -33,7 +33,7 @@ impl VmSpec {
         }
         self.check_slots()?;
         let mut sockets = HashSet::new();
-        sockets.extend(self.vsocks.iter().map(|vsock| &vsock.path));
+        sockets.extend(self.vsocks.iter().filter_map(|vsock| vsock.carrier.path()));
         if let Some(path) = self.qmp.iter().find(|path| !sockets.insert(*path)) {
             let path = path.display();
             return Err(Error::usage(format!(
@@ -221,7 +221,7 @@ mod tests {
     use super::super::net::{NicSpec, TapSpec};
     use super::super::rng::{RngSource, RngSpec};
     use super::super::spec::{AutoSpec, BalloonSpec, IothreadSpec};
-    use super::super::vsock::VsockSpec;
+    use super::super::vsock::{Carrier, VsockSpec};
     use super::*;
     use crate::qos::Limits;
 
@@ -455,10 +455,13 @@ mod tests {
 
     #[test]
     fn a_second_vsock_is_refused() {
-        let vsock = |id: &str| VsockSpec { id: id.into(), cid: 3, path: "/v".into() };
+        let vsock = |id: &str| VsockSpec { id: id.into(), cid: 3, carrier: Carrier::Sockets("/v".into()) };
         let spec = |ids: &[&str]| VmSpec { vsocks: ids.iter().map(|id| vsock(id)).collect(), ..VmSpec::new("vmlinux") };
         spec(&["a"]).check().unwrap();
         assert_eq!(refusal(&spec(&["a", "b"])), "-device vsock,id=b: one vsock too many; accepted: one");
+        let mut mixed = spec(&["a", "b"]);
+        mixed.vsocks[1].carrier = Carrier::Kernel(None);
+        assert!(refusal(&mixed).ends_with("one vsock too many; accepted: one"), "of either kind");
         let shared = VmSpec { qmp: vec!["/v".into()], ..spec(&["a"]) };
         assert!(refusal(&shared).starts_with("-qmp unix:/v: "));
     }

@@ -8,7 +8,8 @@ use super::{chardev, disk, net, options, rng, vsock};
 use crate::error::{Error, Result};
 
 /// The types there are, for who asks for another.
-const TYPES: [&str; 7] = [
+const TYPES: [&str; 8] = [
+    "vhost-vsock-device",
     "virtconsole",
     "virtio-balloon-device",
     "virtio-blk-device",
@@ -39,7 +40,7 @@ pub fn device(text: &str, spec: &mut VmSpec, named: &mut Vec<String>) -> Result<
         "virtio-net-device" => net::device(text, spec)?,
         "virtio-serial-device" => chardev::virtio_serial(text)?,
         "virtio-rng-device" => spec.rngs.push(rng::device(text, &spec.rng_sources)?),
-        "vsock" => spec.vsocks.push(vsock::device(text)?),
+        "vhost-vsock-device" | "vsock" => spec.vsocks.push(vsock::device(text)?),
         _ => {
             let accepted = instead_of(kind).unwrap_or_else(|| TYPES.join(", "));
             return Err(Error::usage(format!("-device {text}: no such type {kind:?}; accepted: {accepted}")));

@@ -11,6 +11,7 @@ use super::chardev::{ChardevSpec, ConsoleSpec};
 use super::net::{NicSpec, QUEUE_SIZE};
 use super::rng::RngSpec;
 use super::spec::{Access, Aio, AutoSpec, Cache, DriveSpec, KernelFormat, LogSpec, SerialSpec, VmSpec};
+use super::vsock::Carrier;
 use crate::qos::{Limits, Quantity, Spelling};
 
 /// The members of one object, in the order added.
@@ -62,11 +63,16 @@ pub fn dump(spec: &VmSpec) -> String {
     file.add_list("drive", spec.drives.iter().map(drive).collect());
     file.add_list("net", spec.nics.iter().map(nic).collect());
     add_consoles(&mut file, spec);
-    let vsock = spec.vsocks.first();
-    file.add_some(
-        "vsock",
-        vsock.map(|vsock| json!({ "vsock_id": vsock.id, "guest_cid": vsock.cid, "uds_path": path(&vsock.path) })),
-    );
+    if let Some(asked) = spec.vsocks.first() {
+        let mut vsock = Members::default();
+        vsock.add("vsock_id", asked.id.as_str());
+        vsock.add("guest_cid", asked.cid);
+        match &asked.carrier {
+            Carrier::Sockets(socket) => vsock.add("uds_path", path(socket)),
+            Carrier::Kernel(fd) => vsock.add_some("vhost_fd", *fd),
+        }
+        file.add_object("vsock", vsock);
+    }
     if let Some(asked) = spec.balloons.first() {
         let mut balloon = Members::default();
         balloon.add("deflate_on_oom", asked.deflate_on_oom);

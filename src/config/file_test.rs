@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::super::chardev::ChardevSpec;
 use super::super::net::{NicSpec, TapSpec};
 use super::super::spec::{Access, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec};
-use super::super::vsock::VsockSpec;
+use super::super::vsock::{Carrier, VsockSpec};
 use super::*;
 use crate::qos::Limits;
 
@@ -66,7 +66,7 @@ fn the_file_of_the_original_is_read() {
         chardevs: vec![ChardevSpec { id: "charconsole0".into(), path: "/c".into() }],
         consoles: vec![ConsoleSpec { id: "charconsole0".into(), chardev: "charconsole0".into() }],
         serial: SerialSpec::Stdio,
-        vsocks: vec![VsockSpec { id: "v".into(), cid: 4, path: "/v".into() }],
+        vsocks: vec![VsockSpec { id: "v".into(), cid: 4, carrier: Carrier::Sockets("/v".into()) }],
         iothreads: vec![IothreadSpec { id: io1 }, IothreadSpec { id: io2 }],
         balloons: vec![BalloonSpec { deflate_on_oom: true, ..BalloonSpec::default() }],
         rngs: vec![rng::rng("random_file=/dev/hwrng,bytes_per_sec=1000000").unwrap()],
@@ -180,8 +180,7 @@ fn what_is_wrong_is_said_with_its_place_and_with_what_is_accepted() {
         (r#"{"net": [{"iface_id": "a", "host_dev_name": "t", "vhost_type": "vhost-kernel"}]}"#, "1:10: the kernel's vhost is not supported, packets go through this program; accepted: no \"vhost_type\"".into()),
         (r#"{"net": [{"iface_id": "a", "host_dev_name": "t", "vhost": true}]}"#, "1:10: the kernel's vhost is not supported, packets go through this program; accepted: \"vhost\": off, or no \"vhost\"".into()),
         (r#"{"net": [{"iface_id": "a", "host_dev_name": "t", "mac": "1"}]}"#, "1:10: \"1\" is no MAC address; accepted: six pairs".into()),
-        (r#"{"vsock": {"vsock_id": "v", "guest_cid": 3}}"#, "1:11: key \"uds_path\" is missing; accepted: \"uds_path\": PATH".into()),
-        (r#"{"vsock": {"vhost_fd": 3}}"#, "1:11: \"vhost_fd\" is a device of the host's kernel, and this one is served by the monitor over Unix sockets; accepted: \"uds_path\": PATH in its place".into()),
+        (r#"{"vsock": {"vhost_fd": 3}}"#, "1:11: key \"vsock_id\" is missing; accepted: \"vsock_id\": NAME (1 to 255 characters)".into()),
         (r#"{"console": [{"console_id": "c"}]}"#, "1:14: key \"socket_path\" is missing; accepted: \"socket_path\": PATH, or \"chardev\": the id of a chardev".into()),
         (r#"{"console": [{"console_id": "c", "socket_path": "/c", "chardev": "d"}]}"#, "1:14: \"socket_path\" makes a chardev".into()),
         (r#"{"serial": {}}"#, "1:12: key \"stdio\" is missing; accepted: \"stdio\": true".into()),

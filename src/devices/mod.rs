@@ -11,4 +11,5 @@ pub mod power;
 pub mod pvpanic;
 pub mod rng;
 pub mod serial;
+pub mod vhost_vsock;
 pub mod vsock;

@@ -108,7 +108,7 @@ impl Machine {
         for asked in &spec.vsocks {
             let (device, part) = parts::vsock::vsock(asked, &ram)?;
             vsocks.push(part);
-            board.plug(Box::new(device), None, main)?;
+            board.plug(device, None, main)?;
         }
         let serial = serial(spec.serial, &vm, serial_events)?;
         let pio = Bus::new(legacy(&serial, &notices))?;

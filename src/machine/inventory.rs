@@ -70,8 +70,8 @@ pub struct Inventory {
 pub struct Vsock {
     /// What its user asked for.
     pub spec: VsockSpec,
-    /// What it has done.
-    pub counters: Arc<VsockCounters>,
+    /// What it has done; none where the host's kernel does it, which does not count.
+    pub counters: Option<Arc<VsockCounters>>,
 }
 
 /// The balloon as the control plane knows it.

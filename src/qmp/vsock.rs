@@ -1,6 +1,16 @@
 //! The shape of what is told of a vsock. Ours: QEMU tells nothing of its own.
 
-use crate::qmp::schema::object;
+use crate::qmp::schema::{names, object};
+
+names! {
+    /// Who carries a guest's streams.
+    pub enum VsockBackend {
+        /// The monitor, over Unix sockets.
+        "sockets" => Sockets,
+        /// The host's kernel.
+        "kernel" => Kernel,
+    }
+}
 
 object! {
     /// `query-vsock`.
@@ -9,17 +19,19 @@ object! {
         "id" => id: String,
         /// The guest's context id.
         "guest-cid" => guest_cid: u32,
-        /// Where clients connect.
-        "uds-path" => uds_path: String,
+        /// Who carries its streams.
+        "backend" => backend: VsockBackend,
+        /// Where clients connect; absent, like all that follows, where the kernel carries the streams, which does not count.
+        "uds-path" => uds_path: Option<String>,
         /// Connections at the moment, clients that have not said a port among them.
-        "connections" => connections: u64,
+        "connections" => connections: Option<u64>,
         /// Connections that were open on both sides, since the start.
-        "opened" => opened: u64,
+        "opened" => opened: Option<u64>,
         /// Connections that were refused, by either side or for want of room.
-        "refused" => refused: u64,
+        "refused" => refused: Option<u64>,
         /// Bytes of data that went to the guest.
-        "rx-bytes" => rx_bytes: u64,
+        "rx-bytes" => rx_bytes: Option<u64>,
         /// Bytes of data that came from it.
-        "tx-bytes" => tx_bytes: u64,
+        "tx-bytes" => tx_bytes: Option<u64>,
     }
 }

@@ -19,5 +19,6 @@ pub mod terminal;
 mod thread;
 pub mod timerfd;
 pub mod tune;
+pub mod vhost;
 
 pub use thread::gettid;

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::fault::Fault;
+use super::lent::Lent;
 use super::page::Page;
 use super::ring::{Chain, Ring};
 use crate::error::Result;
@@ -67,6 +68,32 @@ pub trait Device: Send + 'static {
     /// every change, after [`Device::begin`]. A device that takes in what comes from outside by itself leaves it there
     /// meanwhile, and touches no guest memory.
     fn set_running(&mut self, _running: bool, _cx: &mut Cx<'_>) {}
+
+    /// How many of its queues, from the first on, somebody else serves for it, such as the host's kernel. Their chains are
+    /// never handed to [`Device::process`].
+    fn lends(&self) -> usize {
+        0
+    }
+
+    /// Gives the rings of these queues to whoever serves them: those that it lends and that the driver has set up. Called
+    /// after [`Device::set_running`] has told that it runs. Each is to be looked at once, whether or not it was kicked: what
+    /// came before is not told again.
+    ///
+    /// # Errors
+    /// What keeps them from being served. None is out then, and the driver is told that the device needs a reset.
+    fn hand_over(&mut self, _rings: &[Lent<'_>]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Takes them back: the number of each queue, and the index of its available ring where to go on. When it returns,
+    /// nobody touches them, every chain that was taken is given back, and every interrupt that is due has been called
+    /// for. Called before [`Device::set_running`] tells that it does not run any more.
+    ///
+    /// # Errors
+    /// What kept it from that.
+    fn take_back(&mut self) -> Result<Vec<(usize, u16)>> {
+        Ok(Vec::new())
+    }
 
     /// The driver is gone, and with it all chains that were not given back.
     fn reset(&mut self) {}

@@ -21,6 +21,8 @@ pub enum Fault {
     Chain(u16),
     /// A ring, or the table of descriptors, outside guest memory.
     RingMemory,
+    /// Whoever serves a ring that is lent cannot make sense of it.
+    Lent,
 }
 
 impl fmt::Display for Fault {
@@ -31,6 +33,7 @@ impl fmt::Display for Fault {
             Fault::HeadInFlight(head) => write!(f, "descriptor {head} was made available again while in flight"),
             Fault::Chain(head) => write!(f, "the chain at descriptor {head} is malformed"),
             Fault::RingMemory => f.write_str("a ring is not in guest memory"),
+            Fault::Lent => f.write_str("who serves its rings finds one of them, or what is in it, malformed"),
         }
     }
 }

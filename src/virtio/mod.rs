@@ -10,6 +10,7 @@ mod device;
 mod fault;
 mod front;
 mod interrupt;
+mod lent;
 mod mmio;
 mod page;
 mod pieces;
@@ -21,6 +22,7 @@ pub use device::{Completions, Device, Held, Verdict};
 pub use fault::{Fault, FaultLog};
 pub use front::{Front, KickMaker};
 pub use interrupt::Interrupt;
+pub use lent::Lent;
 pub use page::Page;
 pub use pieces::{pieces, scatter};
 pub use ring::{Buffer, Chain, Ring, RingSetup, gather};
@@ -33,6 +35,8 @@ pub(crate) mod testing;
 mod exchange_test;
 #[cfg(test)]
 mod front_test;
+#[cfg(test)]
+mod lent_test;
 #[cfg(test)]
 mod throttle_test;
 #[cfg(test)]

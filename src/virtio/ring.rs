@@ -211,6 +211,35 @@ impl Ring {
         self.in_flight.len()
     }
 
+    /// What the driver wrote.
+    pub fn setup(&self) -> RingSetup {
+        RingSetup {
+            size: self.queue.size(),
+            ready: true,
+            descriptors: self.queue.desc_table(),
+            available: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+        }
+    }
+
+    /// The index of the available ring where it goes on.
+    pub fn next(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Goes on at this index of the available ring, after somebody else has served it and given back all that was taken;
+    /// the used ring says how far that is.
+    ///
+    /// # Errors
+    /// [`Fault::RingMemory`].
+    pub fn go_on_at(&mut self, next: u16) -> Result<(), Fault> {
+        let used = self.queue.used_idx(&*self.ram, Acquire).map_err(|_| Fault::RingMemory)?.0;
+        self.queue.set_next_avail(next);
+        self.queue.set_next_used(used);
+        self.decided = used;
+        Ok(())
+    }
+
     /// Chains popped and not given back, those set aside among them.
     pub fn in_flight(&self) -> usize {
         self.flying
@@ -392,11 +421,18 @@ impl Ring {
         Ok(u32::from(word) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// Where both sides stand.
-    pub fn dump(&self) -> String {
+    /// Where both sides stand; of a ring that is `lent`, what guest memory says of it.
+    pub fn dump(&self, lent: bool) -> String {
         let index = |read: Result<std::num::Wrapping<u16>, _>| {
             read.map_or_else(|_: virtio_queue::Error| "unreadable".to_string(), |index| index.to_string())
         };
+        if lent {
+            return format!(
+                "lent, driver has made available up to {}, given back up to {}",
+                index(self.queue.avail_idx(&*self.ram, Acquire)),
+                index(self.queue.used_idx(&*self.ram, Acquire))
+            );
+        }
         let aside: usize = self.aside.iter().map(|aside| aside.chains.len()).sum();
         format!(
             "driver has made available up to {}, taken up to {}, given back up to {} (driver sees {}), {} in flight{}",

@@ -3,11 +3,12 @@
 //! A test acts as the driver: it negotiates, builds rings and chains (well formed or not), kicks, turns the loop and
 //! looks. What KVM would do is two plain eventfds: the kick and the interrupt line. `Vring` is the driver's side of one
 //! queue, `Holding` a device that keeps what it is given until it is told, `Keeper` one that keeps a
-//! place, `Metered` one that is limited. Test threads
+//! place, `Lender` one that lends its rings, `Metered` one that is limited. Test threads
 //! only.
 
 mod holding;
 mod keeper;
+mod lending;
 mod metered;
 mod vring;
 
@@ -21,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use holding::{Held, Holding};
 pub use keeper::Keeper;
+pub use lending::{Borrower, Lender};
 pub use metered::{Hand, Metered};
 pub use vring::{Desc, INDIRECT, NEXT, Vring, WRITE};
 

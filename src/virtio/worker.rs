@@ -13,16 +13,19 @@ use super::command::{Activation, Command, Exchanged};
 use super::device::{Completions, Device};
 use super::fault::{Fault, FaultLog};
 use super::interrupt::Interrupt;
+use super::lent::Lending;
 use super::page::{CONFIG_BYTES, Page};
 use super::ring::{Ring, Served};
 use crate::error::{Error, Result};
-use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver};
+use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver, Signal};
 use crate::qos::Wait;
 
 /// Tags below this are queue numbers; the device's own watches start here.
 pub const DEVICE_TAG: u32 = 0x100;
 const COMMANDS: u32 = 0x80;
 const TIMER: u32 = 0x81;
+const CALL: u32 = 0x82;
+const BROKEN: u32 = 0x83;
 /// Chains served of one queue before the other handlers of the loop have their turn (G10).
 const BUDGET: usize = 64;
 
@@ -48,6 +51,8 @@ pub struct Worker {
     commands: Receiver<Command>,
     rings: Vec<Option<Ring>>,
     queues: Vec<Queue>,
+    /// The rings that the device lends, while a driver is there.
+    lending: Option<Lending>,
     /// How often a queue that waits was served.
     served: u64,
     timer: Option<Key>,
@@ -80,6 +85,7 @@ impl Worker {
             commands,
             rings: Vec::new(),
             queues: Vec::new(),
+            lending: None,
             served: 0,
             timer: None,
             armed_ns: None,
@@ -94,11 +100,26 @@ impl Worker {
         }
     }
 
-    /// Tells the device if it may work from now on, or may not any more.
+    /// Tells the device if it may work from now on, or may not any more; the rings that it lends are out while it may.
     fn tell_running(&mut self, cx: &mut Cx<'_>) {
         let running = self.live && !self.paused && self.exchange.is_none();
-        if std::mem::replace(&mut self.running, running) != running {
-            self.device.set_running(running, cx);
+        if std::mem::replace(&mut self.running, running) == running {
+            return;
+        }
+        let mut moved = Ok(());
+        if !running && let Some(lending) = &mut self.lending {
+            moved = lending.take_back(&mut *self.device, &mut self.rings);
+        }
+        self.device.set_running(running, cx);
+        if running && let Some(lending) = &mut self.lending {
+            moved = lending.hand_over(&mut *self.device, &self.rings);
+        }
+        if let Err(e) = moved {
+            // The host's doing, and yet at the guest's rate, who can ask for it again.
+            self.log.warn(cx.now_ns(), self.device.id(), &e);
+            if self.live {
+                self.give_up(cx);
+            }
         }
     }
 
@@ -151,18 +172,10 @@ impl Worker {
         self.rings = activation.rings;
         self.features = activation.features;
         self.device.begin(activation.features, &self.page, cx.now_ns());
-        for (queue, kick) in activation.kicks {
-            match cx.own(kick, queue) {
-                Ok(kick) => {
-                    let number = queue as usize;
-                    self.queues.push(Queue { number, kick, waits: true, idle: false, deaf: false, went: 0 });
-                }
-                Err(e) => {
-                    error!("{}: {e}", self.device.id());
-                    self.give_up(cx);
-                    return;
-                }
-            }
+        if let Err(e) = self.take_kicks(activation.kicks, cx) {
+            error!("{}: {e}", self.device.id());
+            self.give_up(cx);
+            return;
         }
         if self.paused || self.exchange.is_some() {
             // Masked like those of before, so that the resume tells what rings meanwhile.
@@ -172,6 +185,24 @@ impl Worker {
         self.tell_running(cx);
         // Linux kicks some queues before DRIVER_OK, when there was nobody to hear it: each is looked at once.
         self.ask_again(cx);
+    }
+
+    /// Has the loop hear the kicks, but those of rings that are lent.
+    fn take_kicks(&mut self, kicks: Vec<(u32, Signal)>, cx: &mut Cx<'_>) -> Result<()> {
+        let mut lent = Vec::new();
+        for (queue, kick) in kicks {
+            let number = queue as usize;
+            if number < self.device.lends() {
+                lent.push((number, kick));
+            } else {
+                let kick = cx.own(kick, queue)?;
+                self.queues.push(Queue { number, kick, waits: true, idle: false, deaf: false, went: 0 });
+            }
+        }
+        if !lent.is_empty() {
+            self.lending = Some(Lending::new(lent, CALL, BROKEN, cx)?);
+        }
+        Ok(())
     }
 
     fn hear_kicks(&mut self, interest: Interest, cx: &mut Cx<'_>) {
@@ -186,6 +217,9 @@ impl Worker {
     fn forget_kicks(&mut self, cx: &mut Cx<'_>) {
         for queue in self.queues.drain(..) {
             cx.unwatch(queue.kick);
+        }
+        if let Some(lending) = self.lending.take() {
+            lending.end(cx);
         }
     }
 
@@ -381,7 +415,8 @@ impl Worker {
         let mut line = format!("{}: {state}, {} in flight in the device", self.device.id(), self.device.in_flight());
         for (queue, ring) in self.rings.iter().enumerate() {
             if let Some(ring) = ring {
-                line += &format!("; queue {queue}: {}", ring.dump());
+                let lent = self.lending.as_ref().is_some_and(|lending| lending.has(queue));
+                line += &format!("; queue {queue}: {}", ring.dump(lent));
             }
         }
         line
@@ -451,6 +486,14 @@ impl Handler for Worker {
             TIMER => {
                 self.armed_ns = None;
                 self.serve_waiting(cx)
+            }
+            CALL => {
+                self.interrupt.used();
+                Flow::Done
+            }
+            BROKEN => {
+                self.fault(Fault::Lent, cx);
+                Flow::Done
             }
             DEVICE_TAG.. => {
                 let ask_again = self.device.ready(event, cx);

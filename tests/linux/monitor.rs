@@ -172,6 +172,23 @@ impl Monitor {
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap()
     }
 
+    /// How many descriptors the monitor has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// What it says of the device of that id when it is asked where it stands (SIGUSR1).
+    pub fn dump(&self, id: &str) -> String {
+        // SAFETY: a signal to our own child, which has not been waited for.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGUSR1) };
+        let start = format!(": {id}: ");
+        let said = self.log.wait(|log| {
+            let whole = &log[..log.rfind('\n')?];
+            whole.lines().find(|line| line.contains(&start)).map(str::to_owned)
+        });
+        said.unwrap_or_else(|| panic!("no word of {id} within {LIMIT:?}"))
+    }
+
     /// Everything the guest has written to its serial port.
     pub fn console(&self) -> String {
         self.console.text().replace('\r', "")

@@ -93,6 +93,11 @@ impl Vring {
         self.ram.store(value, GuestAddress(address), Ordering::Release).unwrap();
     }
 
+    /// Writes into the queue's memory, as the device does.
+    pub fn poke(&self, address: u64, bytes: &[u8]) {
+        self.ram.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
     /// Writes a descriptor into a table.
     pub fn write_desc(&self, table: u64, index: u16, desc: Desc) {
         self.ram.write_slice(&desc.bytes(), GuestAddress(table + 16 * u64::from(index))).unwrap();
