@@ -540,6 +540,8 @@ fn the_size_of_the_terminal_is_told_and_outlives_a_driver() {
     assert_eq!(rig.size(), [132, 43]);
     assert_ne!(rig.guest.read(reg::CONFIG_GENERATION), generation);
     assert_eq!((rig.guest.interrupts(), rig.guest.read(reg::INTERRUPT_STATUS)), (1, 2));
+    rig.client();
+    assert_eq!(rig.guest.interrupts(), 0, "it is told once");
     rig.guest.reset();
     assert!(rig.orders.send(Order::Resize { columns: u16::MAX, rows: 1 }).is_ok());
     rig.guest.turn();
@@ -645,6 +647,8 @@ fn buffers_outside_memory_and_of_the_wrong_direction_are_passed_over_and_the_dev
     rig.guest.run(TRANSMIT);
     assert_eq!(rig.rings[TRANSMIT].take_used().len(), 1);
     assert_eq!(available(&mut client, 100), b"a");
+    assert!(rig.send(b"cd"));
+    assert_eq!(available(&mut client, 100), b"cd", "the next chain begins at its beginning");
     client.write_all(b"input").unwrap();
     rig.guest.turn();
     for desc in [
