@@ -117,7 +117,7 @@ fn both_spellings_of_the_original_make_the_same_machine() {
             "-chardev id=c,path=/p",
             "-device virtio-serial-device -chardev socket,path=/p,id=c,server,nowait -device virtconsole,chardev=c,id=c",
         ),
-        ("-device vsock,id=v,guest-cid=3,uds_path=/v", "-device vsock,guest-cid=3,id=v,uds_path=/v"),
+        ("-device vsock,id=v,guest-cid=3", "-device vhost-vsock-device,id=v,guest-cid=3"),
         (
             "-rng random_file=/dev/random,bytes_per_sec=1000",
             "-object rng-random,id=r,filename=/dev/random -device virtio-rng-device,rng=r,max-bytes=1000,period=1000",
@@ -125,7 +125,9 @@ fn both_spellings_of_the_original_make_the_same_machine() {
         ("-api-channel unix:/q", "-qmp unix:/q,server,nowait"),
         ("-api-channel unix:/q", "-chardev socket,id=c,path=/q,server,nowait -mon chardev=c,id=m,mode=control"),
         ("-m 536870912", "-m 512"),
-        ("-m 256M", "-m size=256M"),
+        ("-m 268435456", "-m 256"),
+        // The least of later versions.
+        ("-m 134217728", "-m 128"),
         ("-machine MicroVm", "-machine type=microvm,accel=kvm,usb=off -accel kvm -cpu host"),
     ];
     for (early, late) in rows {
@@ -146,7 +148,7 @@ fn the_command_line_of_kata_containers_is_understood_whole() {
          -object rng-random,id=objrng0,filename=/dev/urandom -device virtio-rng-device,rng=objrng0,id=virtio-rng0 \
          -device virtio-serial-device,id=virtio-serial0 -chardev socket,id=charconsole0,path=/run/c,server,nowait \
          -device virtconsole,chardev=charconsole0,id=virtio-console0,nr=0 \
-         -netdev tap,id=tap0,fds=3:4 -device virtio-net-device,netdev=tap0,id=net0,mac=52:54:00:00:00:01",
+         -device vhost-vsock-device,id=vsock-1,guest-cid=7,vhostfd=5 -netdev tap,id=tap0,fds=3:4 -device virtio-net-device,netdev=tap0,id=net0,mac=52:54:00:00:00:01",
     );
     assert_eq!((spec.name.as_str(), spec.cpus, spec.memory_bytes), ("sandbox-1", 2, 512 << 20));
     assert_eq!((spec.log.clone(), spec.mem_share, spec.dump_guest_core), (LogSpec::Stderr, true, false));
@@ -155,6 +157,7 @@ fn the_command_line_of_kata_containers_is_understood_whole() {
     assert_eq!(spec.consoles, [ConsoleSpec { id: "virtio-console0".into(), chardev: "charconsole0".into() }]);
     assert_eq!((spec.nics[0].id.as_str(), spec.nics[0].tap.fds.as_slice()), ("net0", [3, 4].as_slice()));
     assert_eq!((spec.rngs[0].id.as_str(), spec.qmp.len()), ("virtio-rng0", 1));
+    assert_eq!(spec.vsocks, [VsockSpec { id: "vsock-1".into(), cid: 7, carrier: Carrier::Kernel(Some(5)) }]);
     assert_eq!(spec.ignored, ["-uuid", "-disable-seccomp"]);
     // A device that is not here is refused by its name, with what takes its place.
     let refused = refusal("-kernel k -device vhost-user-fs-device,chardev=c,tag=t,id=f");
