@@ -318,6 +318,8 @@ fn a_client_names_a_port_and_is_told_its_own_when_the_guest_takes_it() {
     assert_eq!((header.op, header.len, data.as_slice()), (op::RW, 5, b"hello".as_slice()));
     rig.data(ports, b"good day");
     assert_eq!(said_to(&mut client), "good day");
+    // The longest line there is.
+    rig.dialled(u32::MAX);
 }
 
 #[test]
@@ -902,9 +904,11 @@ fn as_many_connections_as_there_may_be_and_no_more() {
     rig.say(Ports { host: 1, guest: 5000 }, op::REQUEST);
     rig.expect(Ports { host: 1, guest: 5000 }, op::RST);
     if full {
+        let refused = rig.counters.refused.load(Relaxed);
         let mut client = rig.client();
         rig.expect_silence();
         assert!(is_closed(&mut client));
+        assert_eq!(rig.counters.refused.load(Relaxed), refused + 1);
     }
     // One leaves, and one may come.
     rig.say(Ports { host: 1, guest: 7 }, op::RST);
@@ -935,6 +939,22 @@ fn clients_that_say_nothing_make_room_for_new_ones_and_are_let_go_after_a_minute
     assert_eq!(rig.open(), 0);
     assert!(clients.iter_mut().all(is_closed));
     rig.dialled(5);
+}
+
+#[test]
+fn the_patience_with_one_connection_is_not_that_with_another() {
+    let mut rig = Rig::new();
+    let mut early = rig.client();
+    rig.turn();
+    rig.pass(30);
+    let mut late = rig.client();
+    rig.turn();
+    rig.pass(31);
+    assert!(is_closed(&mut early) && !is_closed(&mut late), "a minute for each");
+    rig.pass(28);
+    assert!(!is_closed(&mut late));
+    rig.pass(2);
+    assert!(is_closed(&mut late));
 }
 
 /// What the two ends and the driver do next.
