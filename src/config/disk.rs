@@ -91,7 +91,7 @@ mod tests {
         device("virtio-blk-device,drive=b,id=d", &mut spec, &mut named).unwrap();
         for again in ["b", "d"] {
             let refused = refusal(&mut spec, &mut named, &format!("virtio-blk-device,drive={again}"));
-            assert!(refused.contains(&format!("drive {again:?}")), "{refused}");
+            assert!(refused.contains(&format!("another device has drive {again:?}")), "{refused}");
         }
         assert!(refusal(&mut spec, &mut named, "virtio-blk-device,drive=c,num-queues=2").ends_with("accepted: 1"));
         assert!(refusal(&mut VmSpec::new("k"), &mut named, "virtio-blk-device").contains("key \"drive\" is missing"));
