@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use log::{error, info};
+use log::{error, info, warn};
 use serde_json::{Value, json};
 
 use super::memory::Memory;
@@ -23,8 +23,8 @@ use crate::devices::balloon::BalloonNews;
 use crate::devices::block::{IoFailure, Kind};
 use crate::devices::pvpanic::GuestPanic;
 use crate::error::{self, Error, Result};
-use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Receiver, Sender, channel};
-use crate::kvm::vcpu::VcpuEvent;
+use crate::event::{Cx, Done, Event as LoopEvent, Flow, Handler, Key, Receiver, Sender, channel};
+use crate::kvm::vcpu::{VcpuEvent, VcpuHandle};
 use crate::machine::{Inventory, Notice};
 use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::command::Command;
@@ -37,6 +37,11 @@ use crate::virtio::{self, FaultLog};
 
 /// The tag of the channel by which Control leaves the loop.
 const LEAVE: u32 = 2;
+/// The tag of the timer by which vCPUs that have not parked are called again.
+const CALL: u32 = 3;
+
+/// How long a vCPU has to park before it is called again.
+const PATIENCE_NS: u64 = 100_000_000;
 
 /// What Control is told by the rest of the control plane; the machine's own voice is [`Notice`].
 pub enum Message {
@@ -78,6 +83,9 @@ pub struct Control {
     /// For what is posted back to itself.
     sender: Sender<Message>,
     state: State,
+    /// The timer by which vCPUs that are being parked are called again, and whether it is armed.
+    call: Option<Key>,
+    calling: bool,
     /// The `stop` that the present change of state will answer.
     stopping: Option<Done<Result<Value>>>,
     /// Changes of state asked for, in order; they wait while one is going on.
@@ -115,6 +123,8 @@ impl Control {
             messages,
             sender,
             state,
+            call: None,
+            calling: false,
             stopping: None,
             waiting: VecDeque::new(),
             reset: None,
@@ -317,6 +327,30 @@ impl Control {
         }
     }
 
+    /// A vCPU that has not parked in time is called once more, and once more.
+    fn call_again(&mut self, cx: &Cx<'_>) {
+        self.calling = false;
+        if let State::Parking { left, .. } = self.state {
+            if self.log.allows(cx.now_ns()) {
+                warn!("{left} vCPUs have not stopped in 0.1 s and are called again");
+            }
+            self.inventory.vcpus.iter().for_each(VcpuHandle::call_again);
+        }
+    }
+
+    /// Keeps the timer of those calls.
+    fn keep_calling(&mut self, cx: &mut Cx<'_>) -> Result<()> {
+        let Some(call) = self.call else { return Ok(()) };
+        let parking = matches!(self.state, State::Parking { .. });
+        match (parking, self.calling) {
+            (true, false) => cx.arm(call, cx.now_ns() + PATIENCE_NS)?,
+            (false, true) => cx.cancel(call)?,
+            _ => {}
+        }
+        self.calling = parking;
+        Ok(())
+    }
+
     fn resume(&self) {
         for vcpu in self.inventory.vcpus.iter() {
             vcpu.resume();
@@ -451,6 +485,7 @@ impl Handler for Control {
         cx.listen(&self.notices, 0);
         cx.listen(&self.messages, 1);
         cx.listen(&self.leave.1, LEAVE);
+        self.call = Some(cx.timer(CALL)?);
         self.memory.as_mut().map_or(Ok(()), |memory| memory.attach(cx))
     }
 
@@ -458,6 +493,9 @@ impl Handler for Control {
         if event.tag == LEAVE {
             cx.stop();
             return Ok(Flow::Done);
+        }
+        if event.tag == CALL {
+            self.call_again(cx);
         }
         while let Some(notice) = self.notices.receive() {
             self.notice(notice, cx)?;
@@ -469,6 +507,7 @@ impl Handler for Control {
             let info = memory.ready(event, cx)?;
             self.balloon_changed(info);
         }
+        self.keep_calling(cx)?;
         Ok(Flow::Done)
     }
 }

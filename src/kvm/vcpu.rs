@@ -8,10 +8,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, register_signal_handler};
 
 use super::run_page::RunPage;
 use super::vm::Vm;
@@ -125,7 +126,7 @@ impl Vcpu {
         on_event: impl FnMut(VcpuEvent) + Send + 'static,
     ) -> Result<VcpuHandle> {
         let name = format!("CPU {}/KVM", self.index);
-        register_signal_handler(SIGRTMIN(), on_kick).context(|| "KVM: handle the signal that calls a vCPU out")?;
+        register_signal_handler(CALL, on_call).context(|| "KVM: handle the signal that calls a vCPU out")?;
         let gate = self.gate.clone();
         gate.ask(if parked { Request::Park(0) } else { Request::Run });
         let mut runner = Runner { vcpu: self, buses, alive: true, on_event: Box::new(on_event) };
@@ -142,9 +143,16 @@ impl Vcpu {
     }
 }
 
+/// The signal that calls a vCPU out of the guest. Not one of the real-time signals, which queue: the host may have no
+/// room for another in the queue, and then refuses it.
+const CALL: libc::c_int = libc::SIGUSR2;
+
+/// The longest pause between two calls to a vCPU that is to end.
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+
 /// Does nothing: a signal's arrival is enough to end KVM_RUN. Without SA_RESTART, so that it ends a blocking system
 /// call of the vCPU's thread as well.
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+extern "C" fn on_call(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// What the main loop wants of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,6 +290,13 @@ impl VcpuHandle {
         }
     }
 
+    /// Calls the vCPU for what it was asked for and has not answered yet. One call is enough by all that POSIX and KVM
+    /// promise; on a software-only KVM a vCPU was twice seen to run on after it, in some ten thousand runs of a test.
+    /// Harms nobody: who has answered sleeps on.
+    pub fn call_again(&self) {
+        self.call();
+    }
+
     /// Wakes the thread at its gate.
     fn wake(&self) {
         if let Some(thread) = &self.thread {
@@ -294,7 +309,7 @@ impl VcpuHandle {
         self.wake();
         if let Some(thread) = &self.thread {
             // A thread that has ended needs no calling out.
-            let _ = thread.kill(SIGRTMIN());
+            let _ = thread.kill(CALL);
         }
     }
 }
@@ -302,6 +317,12 @@ impl VcpuHandle {
 impl Drop for VcpuHandle {
     fn drop(&mut self) {
         self.stop();
+        let mut pause = Duration::from_micros(20);
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(pause * 2);
+            self.call_again();
+        }
         if let Some(thread) = self.thread.take() {
             // A panic there has been reported by the panic hook.
             let _ = thread.join();

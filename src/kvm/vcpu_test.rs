@@ -93,14 +93,26 @@ impl Guest {
         Guest { vcpus: vcpus.into_iter().map(start).collect(), seen }
     }
 
-    /// What comes next. The time limit only turns a hang into a failure, which says where everyone stands.
+    /// What comes next, called for again each second, as Control does. The time limit only turns a hang into a failure,
+    /// which says where everyone stands.
     fn next(&self) -> Seen {
-        self.seen.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| {
-            let file = |tid, name| std::fs::read_to_string(format!("/proc/self/task/{tid}/{name}")).unwrap_or_default();
-            let threads =
-                self.vcpus.iter().map(|vcpu| ["status", "syscall", "stack"].map(|name| file(vcpu.tid(), name)));
-            panic!("the guest does nothing: {:?}, {:#?}", self.vcpus, threads.collect::<Vec<_>>())
-        })
+        for _ in 0..60 {
+            match self.seen.recv_timeout(Duration::from_secs(1)) {
+                Ok(seen) => return seen,
+                Err(_) => {
+                    let _ = writeln!(std::io::stderr(), "called again: {}", self.standing());
+                    self.vcpus.iter().for_each(VcpuHandle::call_again);
+                }
+            }
+        }
+        panic!("the guest does nothing: {}", self.standing())
+    }
+
+    fn standing(&self) -> String {
+        let file = |tid, name| std::fs::read_to_string(format!("/proc/self/task/{tid}/{name}")).unwrap_or_default();
+        let threads =
+            self.vcpus.iter().map(|vcpu| ["status", "stat", "syscall", "stack"].map(|name| file(vcpu.tid(), name)));
+        format!("{:?}, {:?}", self.vcpus, threads.collect::<Vec<_>>())
     }
 
     fn expect(&self, expected: &[Seen]) {
@@ -164,6 +176,23 @@ fn a_vcpu_parks_resumes_and_stops_in_the_middle_of_a_loop_without_exits() {
         guest.vcpus[0].resume();
     }
     // Dropping it ends it.
+}
+
+#[test]
+fn a_vcpu_whose_call_was_lost_answers_the_next_once() {
+    let Some(vm) = machine() else { return };
+    // out dx, al; jmp $
+    let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0])]);
+    for number in 1..=20 {
+        // As `park`, but the signal comes to nothing.
+        guest.vcpus[0].gate.ask(Request::Park(number));
+        guest.vcpus[0].call_again();
+        guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+        guest.vcpus[0].call_again();
+        guest.vcpus[0].resume();
+    }
+    assert!(guest.seen.try_recv().is_err());
 }
 
 #[test]
