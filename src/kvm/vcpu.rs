@@ -374,8 +374,13 @@ impl Runner {
         let mut last = None;
         loop {
             if self.vcpu.gate.dump.swap(false, Ordering::SeqCst) {
-                let registers = regs::dump(&self.vcpu.fd);
-                (self.on_event)(VcpuEvent::Registers(format!("vCPU {}: {registers}", self.vcpu.index)));
+                let fd = &self.vcpu.fd;
+                let state = fd.get_mp_state().map_or(u32::MAX, |state| state.mp_state);
+                let (registers, lapic) = (regs::dump(fd), regs::dump_lapic(fd));
+                (self.on_event)(VcpuEvent::Registers(format!(
+                    "vCPU {}: {registers} mp_state={state} {lapic}",
+                    self.vcpu.index
+                )));
             }
             match self.vcpu.gate.request() {
                 Request::Stop => return false,

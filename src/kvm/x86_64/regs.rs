@@ -4,7 +4,7 @@
 //! protected mode without paging (PVH). Every other vCPU starts as KVM's reset leaves it and waits for the guest to
 //! wake it. Main thread, before the vCPU's own thread exists.
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -49,6 +49,9 @@ pub const GDT_BYTES: u64 = 5 * 8;
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
+
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 const PAGE: u64 = 4096;
 
@@ -169,6 +172,42 @@ pub fn dump(vcpu: &VcpuFd) -> String {
             s.efer
         ),
         (Err(errno), _) | (_, Err(errno)) => format!("registers unknown: {errno}"),
+    }
+}
+
+/// What the local APIC waits for, as one line: its timer (LVT, initial and current count, deadline beside the time-stamp
+/// counter) and the vectors that are pending (IRR) and being served (ISR). For a guest that waits for an interrupt.
+pub fn dump_lapic(vcpu: &VcpuFd) -> String {
+    let mut msrs = [MSR_TSC, MSR_TSC_DEADLINE].map(|index| kvm_msr_entry { index, ..Default::default() });
+    // One that this host has not stays 0.
+    if let Ok(mut list) = Msrs::from_entries(&msrs)
+        && vcpu.get_msrs(&mut list).is_ok()
+    {
+        msrs.copy_from_slice(list.as_slice());
+    }
+    let [tsc, deadline] = msrs.map(|msr| msr.data);
+    match vcpu.get_lapic() {
+        Ok(lapic) => {
+            let word = |offset: usize| {
+                let bytes = lapic.regs[offset..offset + 4].iter();
+                bytes.rev().fold(0, |word: u32, byte| word << 8 | u32::from(*byte as u8))
+            };
+            let vectors = |offset: usize| {
+                let set = (0..256).filter(|vector| word(offset + vector / 32 * 16) >> (vector % 32) & 1 == 1);
+                set.map(|vector| format!("{vector:#x}")).collect::<Vec<_>>().join(" ")
+            };
+            format!(
+                "lvtt={:#x} tmict={:#x} tmcct={:#x} deadline={deadline:#x} tsc={tsc:#x} tpr={:#x} svr={:#x} irr=[{}] isr=[{}]",
+                word(0x320),
+                word(0x380),
+                word(0x390),
+                word(0x80),
+                word(0xf0),
+                vectors(0x200),
+                vectors(0x100)
+            )
+        }
+        Err(errno) => format!("local APIC unknown: {errno}"),
     }
 }
 
