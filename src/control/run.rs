@@ -167,7 +167,8 @@ impl Control {
         match notice {
             Notice::Vcpu(VcpuEvent::Parked) => self.parked(),
             Notice::Vcpu(VcpuEvent::Reset) => self.vcpu_reset(),
-            Notice::Vcpu(VcpuEvent::Shutdown) | Notice::Reset => self.guest_resets(cx.now_ns()),
+            Notice::Vcpu(VcpuEvent::Shutdown) => self.guest_resets("a triple fault", cx.now_ns()),
+            Notice::Reset => self.guest_resets("a reset register", cx.now_ns()),
             Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
             Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
             Notice::Panic(what) => self.guest_panics(what),
@@ -259,12 +260,13 @@ impl Control {
     }
 
     /// The guest has asked for a reset. It asks in vain while one is on its way: who pulls the line has not been parked yet.
-    fn guest_resets(&mut self, now_ns: u64) {
+    fn guest_resets(&mut self, how: &str, now_ns: u64) {
         if self.no_reboot {
+            info!("the guest resets the machine by {how}, which is the end (-no-reboot)");
             self.finish(ShutdownCause::GuestReset, End::Wanted);
         } else if self.reset.is_none() && !self.waiting.iter().any(|change| matches!(change, Change::Reset(_))) {
             if self.log.allows(now_ns) {
-                info!("the guest resets the machine");
+                info!("the guest resets the machine by {how}");
             }
             self.change(Change::Reset(Reset::new(ShutdownCause::GuestReset, None)));
         }
@@ -435,6 +437,7 @@ impl Control {
         if self.end.set(end).is_err() {
             return;
         }
+        info!("the machine ends: {cause}");
         self.state = State::ended_by(cause);
         for vcpu in self.inventory.vcpus.iter() {
             vcpu.stop();

@@ -173,6 +173,14 @@ macro_rules! names {
             $value,)*
         }
 
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self {
+                    $($name::$value => $wire),*
+                })
+            }
+        }
+
         impl crate::qmp::schema::Typed for $name {
             const TYPE: &'static crate::qmp::schema::Type =
                 &crate::qmp::schema::Type::Enum(&crate::qmp::schema::Enum {

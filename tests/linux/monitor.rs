@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -246,6 +247,17 @@ impl Monitor {
     }
 }
 
+/// The end of the log of the host's kernel, where it may be read.
+fn kernel_log() -> String {
+    let open = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+    let Ok(mut file) = open else { return String::new() };
+    let (mut lines, mut line) = (Vec::new(), [0; 8192]);
+    while let Ok(len) = file.read(&mut line) {
+        lines.push(String::from_utf8_lossy(&line[..len]).into_owned());
+    }
+    lines[lines.len().saturating_sub(30)..].concat()
+}
+
 impl Drop for Monitor {
     fn drop(&mut self) {
         if thread::panicking() {
@@ -256,6 +268,8 @@ impl Drop for Monitor {
             thread::sleep(Duration::from_secs(2));
             let log = self.log.text();
             println!("---- the guest's console ----\n{}", self.console());
+            // Who has died has said nothing; the host's kernel may have.
+            println!("---- the monitor's state: {:?}; the host's kernel ----\n{}", self.child.try_wait(), kernel_log());
             println!("---- the monitor's log ----\n{}\n---- and where it stands ----\n{}", &log[..said], &log[said..]);
         }
         let _ = self.child.kill();
