@@ -255,3 +255,17 @@ fn a_large_logical_block_cuts_the_disk_to_whole_blocks() {
     assert!(disk.backing().grow(4096 * 3 + 1024).unwrap_err().to_string().contains("must be a multiple of 4096"));
     assert_eq!(disk.backing().grow(4096 * 4).unwrap(), 4096 * 4);
 }
+
+#[test]
+fn short_lock_of_a_block_device_is_waited_for() {
+    let Some(device) = Loop::new(&[]) else { return };
+    // As udev does, whose lock keeps out a writer while it probes.
+    let probe = std::fs::File::open(&device.device).unwrap();
+    probe.lock_shared().unwrap();
+    let probing = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(probe);
+    });
+    Disk::open(&DriveSpec::new("vda", &device.device), ram()).unwrap();
+    probing.join().unwrap();
+}

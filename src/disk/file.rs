@@ -8,6 +8,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
@@ -20,6 +22,8 @@ use crate::error::{Context, Error, Result};
 use crate::sys::block_device::{self, Geometry};
 use crate::sys::io::{self as sys_io, IoVec, Wait};
 
+/// How long a block device may be busy before it is refused.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// `fallocate(2)`'s way to give the space of a range back.
 pub(super) const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// The largest alignment of memory that our own buffers have.
@@ -83,6 +87,18 @@ fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
     Ok(file)
 }
 
+/// Tries until it succeeds, for [`PATIENCE`] at most: udev and other programs that look at a new block device lock it or have
+/// it open for a moment.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < until => thread::sleep(PATIENCE / 50),
+            result => return result,
+        }
+    }
+}
+
 /// The refusal of a block device that something else on the host has.
 fn in_use(spec: &DriveSpec, facts: &Metadata, error: Error) -> Error {
     let user = block_device::user_of(facts).map(|user| format!(" ({user})")).unwrap_or_default();
@@ -120,7 +136,8 @@ impl DiskFile {
         if claim {
             check_writable(spec, &file)?;
         }
-        lock::take(&file, &spec.file, spec.access)?;
+        let lock = || lock::take(&file, &spec.file, spec.access);
+        if is_block_device { patiently(lock) } else { lock() }?;
         // The length of a block device is where its end is.
         let size = file.seek(SeekFrom::End(0)).context(context)?;
         let block = spec.logical_block.unwrap_or(Topology::SECTORS.logical_block);
@@ -166,10 +183,10 @@ impl DiskFile {
     fn open_again(&mut self, spec: &DriveSpec, flags: i32) -> Result<()> {
         let context = || format!("{:?}", spec.file);
         let facts = self.file.metadata().context(context)?;
-        let again = open(spec, flags).map_err(|error| match flags & libc::O_EXCL {
-            0 => error,
-            _ => in_use(spec, &facts, error),
-        })?;
+        let again = match flags & libc::O_EXCL {
+            0 => open(spec, flags)?,
+            _ => patiently(|| open(spec, flags)).map_err(|error| in_use(spec, &facts, error))?,
+        };
         let identity = |facts: &Metadata| (facts.dev(), facts.ino(), facts.rdev());
         if identity(&again.metadata().context(context)?) != identity(&facts) {
             return Err(Error::host(format!("{:?} was replaced while it was opened: try again", spec.file)));
