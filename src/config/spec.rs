@@ -29,6 +29,8 @@ pub const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
 pub const MAX_NAME_CHARS: usize = 255;
 /// The longest serial number of a disk, in bytes: the answer to VIRTIO_BLK_T_GET_ID (virtio 1.2, section 5.2.6).
 pub const MAX_SERIAL_BYTES: usize = 20;
+/// The logical blocks that a disk may have, in bytes: the first is the default.
+pub const LOGICAL_BLOCKS: [u32; 2] = [512, 4096];
 /// The largest physical block of a disk, in bytes, as in QEMU.
 pub const MAX_PHYSICAL_BLOCK: u32 = 2 << 20;
 /// The longest path of a file, in bytes: the kernel's PATH_MAX without its NUL.
