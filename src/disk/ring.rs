@@ -87,8 +87,11 @@ fn entry(call: Call, file: &DiskFile) -> squeue::Entry {
         Work::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build(),
     };
     // The kernel tries a call on this thread first, and goes on elsewhere if it would wait: unless the file system does
-    // not know how to say so (`prompt`), or there is a lot to copy, which direct I/O does not do.
-    let elsewhere = !file.prompt || call.long && !file.is_direct();
+    // not know how to say so (`prompt`), or there is a lot to copy, which direct I/O does not do. A read that the page cache
+    // cannot answer starts a read-ahead, which waits for room in the device's queue.
+    let through_cache = call.cached || !file.is_direct();
+    let reads = matches!(call.work, Work::Read { .. });
+    let elsewhere = !file.prompt || through_cache && (reads || call.long);
     if elsewhere { entry.flags(squeue::Flags::ASYNC) } else { entry }
 }
 
