@@ -324,23 +324,6 @@ fn what_cannot_be_loaded_at_a_reset_is_told_and_the_vcpu_runs_no_more() {
 }
 
 #[test]
-fn the_interrupt_controllers_forget_at_a_reset_what_they_were_told() {
-    let Some(vm) = machine() else { return };
-    let chip = |chip_id| {
-        let mut chip = kvm_bindings::kvm_irqchip { chip_id, ..Default::default() };
-        vm.fd().get_irqchip(&mut chip).unwrap();
-        // SAFETY: the kernel has filled in what was asked for, and any bytes are valid.
-        unsafe { chip.chip.dummy }
-    };
-    let before = [0, 1, 2].map(chip);
-    let irq = Irq::new(&vm, 5).unwrap();
-    irq.trigger();
-    while [0, 1, 2].map(chip) == before {}
-    vm.reset_irqchips().unwrap();
-    assert_eq!([0, 1, 2].map(chip), before);
-}
-
-#[test]
 fn a_vcpus_thread_has_its_name_on_the_host() {
     let Some(vm) = machine() else { return };
     let guest = Guest::start(&vm, &[&MOV_DX[..], &[0xee, 0xeb, 0xfe]].concat(), &[], 1, false);

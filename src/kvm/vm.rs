@@ -41,8 +41,11 @@ const NEEDED: [(Cap, &str); 7] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// The interrupt controllers that are the machine's and not a vCPU's.
-const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+/// The interrupt controllers of the machine, in the order in which they are written. The slave comes first: KVM raises the
+/// master's cascade input on each write as long as the slave has a request pending.
+const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_IOAPIC];
+/// The interrupt mask of an 8259: all eight inputs are masked.
+const ALL_MASKED: u8 = 0xff;
 
 /// A virtual machine without vCPUs.
 #[derive(Debug)]
@@ -52,7 +55,7 @@ pub struct Vm {
     ram: Arc<GuestRam>,
     cpuid: CpuId,
     tsc_deadline: bool,
-    /// The state of [`IRQCHIPS`] when they were made.
+    /// The power-on state of [`IRQCHIPS`], in that order.
     irqchips: Vec<kvm_irqchip>,
     /// The MSRs that KVM keeps for a vCPU, and their values before its first instruction.
     msr_indices: Vec<u32>,
@@ -91,10 +94,15 @@ impl Vm {
         for chip_id in IRQCHIPS {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             fd.get_irqchip(&mut chip).context(|| "KVM: read the interrupt controllers")?;
+            if chip_id != KVM_IRQCHIP_IOAPIC {
+                // KVM makes the 8259s unmasked; firmware leaves them masked. A kernel with hardware-reduced ACPI never
+                // programs them, and takes an interrupt of theirs for an exception (their vector base is 0).
+                chip.chip.pic.imr = ALL_MASKED;
+            }
             irqchips.push(chip);
         }
         let msr_indices = kvm.get_msr_index_list().context(|| "KVM: ask for the MSRs it keeps")?.as_slice().to_vec();
-        Ok(Vm {
+        let vm = Vm {
             fd,
             ram,
             cpuid,
@@ -102,7 +110,10 @@ impl Vm {
             irqchips,
             msr_indices,
             msrs: OnceLock::new(),
-        })
+        };
+        // The first life of a guest starts with the same controllers as the later ones.
+        vm.reset_irqchips()?;
+        Ok(vm)
     }
 
     /// The machine's descriptor.
@@ -120,7 +131,10 @@ impl Vm {
         &self.cpuid
     }
 
-    /// Puts the interrupt controllers back to what they were when they were made. No vCPU may be running.
+    /// Writes the power-on state of the interrupt controllers: the 8259s masked, nothing pending. No vCPU may be running.
+    ///
+    /// KVM may still inject an edge that a device raised just before, because it does so on a thread of its own. It finds
+    /// every input masked: the I/O APIC drops it, and an 8259 latches it until the guest initialises the chip.
     ///
     /// # Errors
     ///
@@ -189,3 +203,8 @@ fn create(kvm: &Kvm) -> Result<VmFd> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "vm_test.rs"]
+#[allow(unsafe_code)]
+mod tests;
