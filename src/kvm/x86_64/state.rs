@@ -80,7 +80,8 @@ impl Initial {
             lapic: vcpu.get_lapic().context(what("local APIC"))?,
             events: vcpu.get_vcpu_events().context(what("pending events"))?,
             mp_state: vcpu.get_mp_state().context(what("run state"))?,
-            xcrs: vcpu.get_xcrs().ok(),
+            // KVM reads none of a processor without XSAVE, and then refuses to write none.
+            xcrs: vcpu.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
             debug: vcpu.get_debug_regs().ok(),
         })
     }
