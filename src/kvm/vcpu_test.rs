@@ -279,8 +279,8 @@ fn the_registers_come_when_asked_for_whether_the_vcpu_runs_is_parked_or_has_ende
 #[test]
 fn a_vcpu_that_ended_by_a_triple_fault_lives_again_after_a_reset_and_begins_at_its_beginning() {
     let Some(vm) = machine() else { return };
-    // out dx, al; inc byte [CODE-4096]; mov al, [CODE-4096]; out dx, al, and the fault
-    let cell = (CODE as u32 - 4096).to_le_bytes();
+    // out dx, al; inc byte [CODE+4096]; mov al, [CODE+4096]; out dx, al, and the fault
+    let cell = (CODE as u32 + 4096).to_le_bytes();
     let code = [&MOV_DX[..], &[0xee, 0xfe, 0x04, 0x25], &cell, &[0x8a, 0x04, 0x25], &cell, &[0xee], &UD2].concat();
     let guest = Guest::start(&vm, &code, &[], 2, false);
     for life in 1..=20 {
@@ -388,4 +388,48 @@ fn an_interrupt_reaches_the_controllers_while_it_lives_and_only_then() {
     soon(1 << 5 | 1 << 6);
     // The line is free for another.
     drop(Irq::new(&vm, 5).unwrap());
+}
+
+/// What the code in the ROM writes, and where.
+const ASKS_FOR_RESET: (u64, [u8; 1]) = (0x64, [0xfe]);
+
+/// Runs a vCPU that starts where `place` puts it: its first write to a port.
+fn first_write(vm: &Arc<Vm>, place: impl FnOnce(&VcpuFd)) -> Seen {
+    let vcpu = Vcpu::new(vm, 0, 1).unwrap();
+    place(&vcpu.fd);
+    let (tell, seen) = channel();
+    let slot = Probe { tell: tell.clone(), base: 0x60, answers: VecDeque::new() };
+    let pio = Bus::new(vec![Range { base: 0x60, len: 5, slot: Arc::new(Mutex::new(slot)) }]).unwrap();
+    let buses = Buses { pio, mmio: Bus::new(vec![]).unwrap() };
+    let handle = vcpu.start(buses, false, move |event| drop(tell.send(Seen::Event(event)))).unwrap();
+    let first = seen.recv_timeout(Duration::from_secs(60)).unwrap();
+    drop(handle);
+    first
+}
+
+#[test]
+fn the_code_at_both_reset_vectors_asks_for_a_reset() {
+    let (port, value) = ASKS_FOR_RESET;
+    let asks = Seen::Wrote(port, value.to_vec());
+    // As power-on and INIT leave it: 0xffff_fff0.
+    let Some(vm) = machine() else { return };
+    assert_eq!(first_write(&vm, |_| ()), asks);
+    // A jump to F000:FFF0 in real mode.
+    let vm = machine().unwrap();
+    let jump = |fd: &VcpuFd| {
+        let mut sregs = fd.get_sregs().unwrap();
+        (sregs.cs.selector, sregs.cs.base) = (0xf000, 0xf_0000);
+        fd.set_sregs(&sregs).unwrap();
+    };
+    assert_eq!(first_write(&vm, jump), asks);
+}
+
+#[test]
+fn a_guest_that_writes_to_the_rom_does_not_change_it() {
+    let Some(vm) = machine() else { return };
+    // mov byte [0xffff0], 0x90; mov al, [0xffff0]; out dx, al
+    let address = 0xf_fff0_u32.to_le_bytes();
+    let code = [&MOV_DX[..], &[0xc6, 0x04, 0x25], &address, &[0x90, 0x8a, 0x04, 0x25], &address, &[0xee], &UD2];
+    let guest = Guest::start(&vm, &code.concat(), &[], 1, false);
+    guest.expect(&[Seen::Wrote(PORT.into(), vec![0xfa]), Seen::Event(VcpuEvent::Shutdown)]);
 }

@@ -111,3 +111,26 @@ fn a_line_raised_before_a_reset_and_injected_after_it_is_masked() {
     assert_eq!(pic(&vm, KVM_IRQCHIP_PIC_MASTER).irr, 0);
     assert_eq!(io_apic(&vm).irr, 0);
 }
+
+#[test]
+fn the_rom_is_seen_below_1_mib_and_below_4_gib_and_ram_everywhere_else() {
+    let gib = 1 << 30;
+    for (bytes, expected) in [
+        (0x8_0000, vec![(0, 0x8_0000, 0)]),
+        (0x10_0000, vec![(0, 0xf_f000, 0)]),
+        (16 << 20, vec![(0, 0xf_f000, 0), (0x10_0000, 15 << 20, 0)]),
+        (4 * gib, vec![(0, 0xf_f000, 0), (0x10_0000, 3 * gib - (1 << 20), 0), (4 * gib, gib, 0)]),
+    ] {
+        let ram = memory::allocate(bytes, false, true).unwrap();
+        let slots = memory_slots(&ram);
+        let (ranges, ids): (Vec<_>, Vec<_>) =
+            slots.iter().map(|slot| ((slot.guest_phys_addr, slot.memory_size, slot.flags), slot.slot)).unzip();
+        let rom = [0xf_f000, 0xffff_f000].map(|at| (at, 4096, KVM_MEM_READONLY));
+        assert_eq!(ranges, [expected, rom.to_vec()].concat(), "{bytes:#x}");
+        assert_eq!(ids, (0..ids.len() as u32).collect::<Vec<_>>());
+        for slot in slots.iter().filter(|slot| slot.flags == 0) {
+            let host = ram.get_host_address(vm_memory::GuestAddress(slot.guest_phys_addr)).unwrap();
+            assert_eq!(host as u64, slot.userspace_addr);
+        }
+    }
+}
