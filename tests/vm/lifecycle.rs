@@ -86,10 +86,12 @@ fn a_guest_that_resets_itself_fifty_times_in_the_middle_of_its_work_finds_everyt
 
 #[test]
 fn every_way_in_which_a_guest_restarts_itself_is_a_reset() {
-    let ways = ["i8042", "pulse", "output", "cf9-hard", "cf9-soft", "port92", "triple", "bios", "init"];
+    let ways = ["i8042", "pulse", "output", "cf9-hard", "cf9-soft", "port92", "triple", "bios", "init", "nmi"];
     for (cpus, by) in [(1, ""), (4, ""), (2, " by=other")] {
         // In real mode only another processor begins.
         let ways: Vec<_> = ways.into_iter().filter(|way| cpus > 1 || *way != "bios").collect();
+        // Each twice, so that each is also the way after all others.
+        let ways = [&ways[..], &ways[..]].concat();
         let words = format!("mode=reboot how=each count={} cpus={cpus} end=acpi{by}", ways.len() + 1);
         let Some(setup) = Setup::guest_that_reboots(&words) else { return };
         let setup = setup.disk("vda", MIB, "direct=off").option("-smp", &cpus.to_string()).flag("-S");
@@ -124,6 +126,8 @@ fn every_way_in_which_a_guest_restarts_itself_is_the_end_without_reboots() {
         assert_eq!(client.event()["data"], json!({"guest": true, "reason": "guest-reset"}), "{how}");
         client.expect_end();
         assert_eq!(monitor.exit_code(), 0);
+        let log = monitor.log.text();
+        assert_eq!(log.matches("which is the end (-no-reboot)").count(), 1, "{how}: {log}");
     }
 }
 

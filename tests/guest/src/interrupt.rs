@@ -117,3 +117,9 @@ pub fn init(id: u32) {
     local().write32(ICR_HIGH, id << 24);
     local().write32(ICR_LOW, 0x4500);
 }
+
+/// Sends it a non-maskable interrupt, by which it restarts the machine.
+pub fn non_maskable(id: u32) {
+    local().write32(ICR_HIGH, id << 24);
+    local().write32(ICR_LOW, 0x4400);
+}

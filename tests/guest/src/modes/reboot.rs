@@ -33,8 +33,9 @@ const LATEST_NS: u64 = 200_000;
 
 const BIOS: &str = "bios";
 /// Each way in which a machine is restarted from inside.
-const WAYS: [(&str, fn()); 9] = [
-    ("i8042", || cpu::out8(0x64, 0xfe)),
+const WAYS: [(&str, fn()); 10] = [
+    // As Linux does it: again and again.
+    ("i8042", || (0..20).for_each(|_| cpu::out8(0x64, 0xfe))),
     // Any even command from 0xf0 on pulses the reset line.
     ("pulse", || cpu::out8(0x64, 0xf0)),
     // Writes the output lines, of which bit 0 is the reset line.
@@ -55,6 +56,11 @@ const WAYS: [(&str, fn()); 9] = [
     ("init", || {
         interrupt::start();
         interrupt::init(0);
+    }),
+    // From the handler of a non-maskable interrupt, where no other is taken. A life that began with them masked would not end.
+    ("nmi", || {
+        interrupt::start();
+        interrupt::non_maskable(interrupt::id());
     }),
 ];
 
