@@ -303,6 +303,39 @@ fn a_vcpu_that_ended_by_a_triple_fault_lives_again_after_a_reset_and_begins_at_i
     }
 }
 
+/// The counter as the guest reads it lies between what KVM says before and after. On AMD processors a triple fault takes the
+/// two apart.
+#[test]
+fn a_guest_reads_the_tsc_that_kvm_counts_with_also_after_a_triple_fault() {
+    let Some(vm) = machine() else { return };
+    // rdtsc; out dx, eax; mov eax, edx; out; and the fault. The port is in edx only after the counter was.
+    let code = [&[0x0f, 0x31, 0x89, 0xd3][..], &MOV_DX, &[0xef, 0x89, 0xd8, 0xef], &UD2].concat();
+    let guest = Guest::start(&vm, &code, &[], 1, true);
+    guest.expect(&[Seen::Event(VcpuEvent::Parked)]);
+    let kvms = || {
+        guest.vcpus[0].dump();
+        let Seen::Event(VcpuEvent::Registers(text)) = guest.next() else { panic!("no registers") };
+        let tsc = text.split(" tsc=0x").nth(1).and_then(|rest| rest.split(' ').next());
+        u64::from_str_radix(tsc.expect("the counter"), 16).unwrap()
+    };
+    let half = || match guest.next() {
+        Seen::Wrote(_, bytes) => u64::from(u32::from_le_bytes(bytes.try_into().unwrap())),
+        other => panic!("{other:?}"),
+    };
+    for life in 0..3 {
+        let before = kvms();
+        guest.vcpus[0].resume();
+        let guests = half() | half() << 32;
+        guest.expect(&[Seen::Event(VcpuEvent::Shutdown)]);
+        let after = kvms();
+        assert!((before..=after).contains(&guests), "life {life}: {before:#x} {guests:#x} {after:#x}");
+        for ask in [VcpuHandle::park, VcpuHandle::reset, VcpuHandle::boot] {
+            ask(&guest.vcpus[0]);
+            assert!(matches!(guest.next(), Seen::Event(VcpuEvent::Parked | VcpuEvent::Reset)));
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_loaded_at_a_reset_is_told_and_the_vcpu_runs_no_more() {
     let Some(vm) = machine() else { return };
