@@ -14,8 +14,8 @@ const WAYS: [&str; 9] = ["reboot", "sysrq", "panic", "kbd", "triple", "acpi", "p
 
 /// The kernels of `LOOPVISOR_LINUX` that are tried.
 fn kernels() -> Vec<String> {
-    let names = std::env::var("LOOPVISOR_KERNELS").unwrap_or_else(|_| "vmlinuz".to_owned());
-    names.split(',').map(str::to_owned).collect()
+    let names = std::env::var("LOOPVISOR_KERNELS").ok().filter(|names| !names.is_empty());
+    names.as_deref().unwrap_or("vmlinuz").split(',').map(str::to_owned).collect()
 }
 
 /// Whether everything is to be tried, which takes a quarter of an hour in the nested host. Otherwise what a test leaves out is
