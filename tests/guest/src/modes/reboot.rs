@@ -57,7 +57,7 @@ const WAYS: [(&str, fn()); 10] = [
         interrupt::start();
         interrupt::init(0);
     }),
-    // From the handler of a non-maskable interrupt, where no other is taken. A life that began with them masked would not end.
+    // From the handler of a non-maskable interrupt, where no other is taken.
     ("nmi", || {
         interrupt::start();
         interrupt::non_maskable(interrupt::id());
