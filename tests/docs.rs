@@ -53,6 +53,21 @@ fn every_guarantee_of_the_event_loop_names_a_test_that_exists() {
 }
 
 #[test]
+fn every_row_of_the_table_of_resets_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/lifecycle.md")).unwrap();
+    let table = page.split("### What is reset").nth(1).and_then(|rest| rest.split("### ").next()).unwrap();
+    let mut names = HashSet::new();
+    functions(&root.join("src"), &mut names).unwrap();
+    functions(&root.join("tests"), &mut names).unwrap();
+    // A test is quoted, and its name is long.
+    let tests: Vec<&str> = table.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 3).collect();
+    assert!(tests.len() > 15, "{tests:?}");
+    let missing: Vec<_> = tests.iter().filter(|name| !names.contains(**name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn every_promise_of_a_disk_limit_names_a_test_that_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/qos.md")).unwrap();

@@ -11,6 +11,8 @@
 mod monitor;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/restart.rs"]
+mod restart;
 #[path = "linux/vsock.rs"]
 mod vsock;
 
@@ -419,7 +421,7 @@ fn linux_reboots_and_is_reached_through_the_vhost_descriptor_that_was_handed_ove
     let cid = vsock::own_cid() + 1;
     let file = vsock::prepare(cid);
     let device = format!("vhost-vsock-device,id=v,guest-cid={cid},vhostfd={}", std::os::fd::AsRawFd::as_raw_fd(&file));
-    let words = "loglevel=4 reboot=k loopvisor.script=streams";
+    let words = "loglevel=4 loopvisor.script=streams";
     let monitor = Monitor::start_that_reboots("vmlinuz", words, &["-device", &device]);
     let mut qmp = monitor.qmp();
     let (mut descriptors, mut left) = (Vec::new(), None::<UnixStream>);
@@ -814,51 +816,6 @@ fn linux_pings_and_moves_a_bulk_of_data_both_ways_across_stops_on_both_pairs_of_
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-/// A machine that resets itself ends: `words` and `options` say which and how, `check` what else is to be true.
-fn resets(words: &str, options: &[&str], check: impl FnOnce(&Monitor)) {
-    let mut monitor = Monitor::start("vmlinuz", words, options);
-    let qmp = monitor.qmp();
-    monitor.wait_for("loopvisor guest is up", 0);
-    assert_eq!(monitor.wait(), 0);
-    assert_eq!(qmp.finish(), [shutdown(true, "guest-reset")]);
-    assert_no_trouble(&monitor);
-    check(&monitor);
-}
-
-#[test]
-fn four_vcpus_are_cores_of_one_package_and_a_triple_fault_is_a_reset() {
-    resets("reboot=t loglevel=5 loopvisor.script=report,reboot", &["-smp", "4"], |monitor| assert_topology(monitor, 4));
-}
-
-#[test]
-fn the_reset_line_of_the_keyboard_controller_is_a_reset() {
-    resets("reboot=k loglevel=5 loopvisor.script=reboot", &[], |_| ());
-}
-
-/// A real reboot in each way that a kernel has, and one from outside: each life finds the disk as the one before has left it.
-#[test]
-fn linux_reboots_by_the_keyboard_controller_a_triple_fault_the_acpi_register_and_qmp_and_finds_its_disk_each_time() {
-    let directory = Directory::new();
-    let drive = format!("id=one,file={},direct=off,iothread=a", directory.image("a.img", 8 << 20));
-    let cpus = monitor::cpus();
-    let options = ["-smp", &cpus.to_string(), "-iothread", "id=a", "-drive", &drive];
-    let words = "loglevel=4 loopvisor.script=reboots";
-    let mut monitor = Monitor::start_that_reboots("vmlinuz", words, &options);
-    let mut qmp = monitor.qmp();
-    monitor.wait_for("loopvisor guest waits for a reset", 0);
-    qmp.run("system_reset");
-    monitor.wait_for("loopvisor guest is done", 0);
-    assert_eq!(monitor.wait(), 0);
-    let reset = |guest, reason: &str| ("RESET".to_string(), json!({ "guest": guest, "reason": reason }));
-    let by_the_guest = || reset(true, "guest-reset");
-    let by_qmp = reset(false, "host-qmp-system-reset");
-    let expected = [by_the_guest(), by_the_guest(), by_the_guest(), by_qmp, shutdown(true, "guest-shutdown")];
-    assert_eq!(qmp.finish(), expected);
-    let lives = monitor.lines("reboots: ");
-    assert_eq!(lives, [1, 2, 3, 4, 5].map(|life| format!("life {life} on {cpus} vCPUs")));
-    assert_no_trouble(&monitor);
-}
-
 #[test]
 fn the_power_button_switches_linux_off_in_order() {
     let mut monitor =
@@ -880,15 +837,4 @@ fn linux_tells_of_its_panic_which_is_the_end() {
     let panicked = ("GUEST_PANICKED".to_string(), json!({ "action": "poweroff" }));
     assert_eq!(qmp.finish(), [panicked, shutdown(true, "guest-panic")]);
     assert!(monitor.console().contains("Kernel panic - not syncing: sysrq triggered crash"));
-}
-
-/// Without ACPI this kernel finds one vCPU, the serial port, and nothing else: it was built without MP tables and
-/// without `virtio_mmio.device=`. The end is a panic, because an orderly restart was seen to wait for good there, with the
-/// vCPU in the kernel's idle loop.
-#[test]
-fn without_acpi_the_kernel_comes_up_on_one_vcpu_and_a_panic_is_a_reset() {
-    resets("acpi=off reboot=k loglevel=5 loopvisor.script=panic", &["-smp", "2"], |monitor| {
-        assert_eq!(monitor.lines("vcpus: "), ["1 (online: 0)"]);
-        assert!(monitor.console().contains("Kernel panic - not syncing: sysrq triggered crash"));
-    });
 }

@@ -261,7 +261,9 @@ impl Control {
 
     /// The guest has asked for a reset. It asks in vain while one is on its way: who pulls the line has not been parked yet.
     fn guest_resets(&mut self, how: &str, now_ns: u64) {
-        if self.no_reboot {
+        if self.end.get().is_some() {
+            // Linux pulls the line until it is stopped.
+        } else if self.no_reboot {
             info!("the guest resets the machine by {how}, which is the end (-no-reboot)");
             self.finish(ShutdownCause::GuestReset, End::Wanted);
         } else if self.reset.is_none() && !self.waiting.iter().any(|change| matches!(change, Change::Reset(_))) {

@@ -5,10 +5,19 @@
 
 use crate::bus::Slot;
 
-/// The command that pulls the reset line.
+/// The command that pulses the reset line. Any even command from 0xf0 on does: it pulses the lines whose bits are clear, and
+/// bit 0 is the reset line.
 pub const RESET: u8 = 0xfe;
 
-/// Offset of the command and status port from the data port.
+/// Of a command, the bits that say that it pulses lines, the reset line among them, and what they are then.
+const PULSES_RESET: (u8, u8) = (0xf1, 0xf0);
+/// The command whose byte, written to the data port next, sets all output lines.
+const WRITE_OUTPUT: u8 = 0xd1;
+/// The output line that resets while it is low.
+const NOT_RESET: u8 = 1 << 0;
+
+/// Offset of the data port, and of the command and status port.
+const DATA: u64 = 0;
 const COMMAND: u64 = 4;
 
 /// Status bit 1: the controller has not taken the last byte written yet.
@@ -17,12 +26,14 @@ const INPUT_FULL: u8 = 1 << 1;
 /// Ports 0x60 to 0x64.
 pub struct I8042 {
     on_reset: Box<dyn Fn() + Send>,
+    /// The next byte written to the data port sets the output lines.
+    sets_output: bool,
 }
 
 impl I8042 {
     /// A controller that calls `on_reset` on the vCPU's thread, each time that the guest asks for a reset.
     pub fn new(on_reset: impl Fn() + Send + 'static) -> I8042 {
-        I8042 { on_reset: Box::new(on_reset) }
+        I8042 { on_reset: Box::new(on_reset), sets_output: false }
     }
 }
 
@@ -38,9 +49,21 @@ impl Slot for I8042 {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if (offset, data) == (COMMAND, &[RESET]) {
+        let resets = match (offset, data) {
+            (COMMAND, &[command]) => {
+                self.sets_output = command == WRITE_OUTPUT;
+                command & PULSES_RESET.0 == PULSES_RESET.1
+            }
+            (DATA, &[lines]) => std::mem::take(&mut self.sets_output) && lines & NOT_RESET == 0,
+            _ => false,
+        };
+        if resets {
             (self.on_reset)();
         }
+    }
+
+    fn reset(&mut self) {
+        self.sets_output = false;
     }
 }
 
@@ -50,19 +73,48 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    #[test]
-    fn only_the_reset_command_resets() {
+    fn controller() -> (I8042, Arc<AtomicUsize>) {
         let resets = Arc::new(AtomicUsize::new(0));
         let counter = resets.clone();
-        let mut controller = I8042::new(move || {
+        let controller = I8042::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        for (offset, data) in [(0, &[RESET][..]), (4, &[0xd1]), (4, &[RESET, 0]), (3, &[0, RESET])] {
+        (controller, resets)
+    }
+
+    #[test]
+    fn only_a_command_that_pulls_the_reset_line_resets() {
+        let (mut controller, resets) = controller();
+        for (offset, data) in [
+            (0, &[RESET][..]),
+            (4, &[0xd1]),
+            (0, &[0xdf]),
+            // The command before was complete.
+            (0, &[0]),
+            (4, &[0xd1]),
+            (4, &[0x20]),
+            (0, &[0]),
+            (4, &[RESET, 0]),
+            (4, &[0xff]),
+            (4, &[0xe0]),
+            (3, &[0, RESET]),
+        ] {
             controller.write(offset, data);
         }
         assert_eq!(resets.load(Ordering::Relaxed), 0);
-        controller.write(4, &[RESET]);
-        assert_eq!(resets.load(Ordering::Relaxed), 1);
+        for (writes, count) in [(&[(4, RESET)][..], 1), (&[(4, 0xf0)], 2), (&[(4, 0xd1), (0, 0xfe)], 3)] {
+            writes.iter().for_each(|&(offset, byte)| controller.write(offset, &[byte]));
+            assert_eq!(resets.load(Ordering::Relaxed), count, "{writes:x?}");
+        }
+    }
+
+    #[test]
+    fn a_command_of_an_earlier_life_is_forgotten() {
+        let (mut controller, resets) = controller();
+        controller.write(4, &[0xd1]);
+        controller.reset();
+        controller.write(0, &[0]);
+        assert_eq!(resets.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod i8042;
 pub mod net;
 pub mod power;
 pub mod pvpanic;
+pub mod reset;
 pub mod rng;
 pub mod serial;
 pub mod vhost_vsock;

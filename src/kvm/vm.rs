@@ -15,15 +15,15 @@ use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    kvm_irqchip, kvm_msr_entry, kvm_userspace_memory_region,
+    KVM_MEM_READONLY, kvm_irqchip, kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::x86_64::state;
+use super::x86_64::{rom, state};
 use crate::error::{Context, Error, Result};
 
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, PAGE_BYTES};
 
 /// One page that KVM takes, on Intel processors, for an identity map while the guest is in real mode.
 pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
@@ -31,8 +31,9 @@ pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
 pub const TSS: u64 = 0xFFFB_D000;
 
 /// What we cannot do without, and how the kernel calls it.
-const NEEDED: [(Cap, &str); 7] = [
+const NEEDED: [(Cap, &str); 8] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
@@ -41,8 +42,11 @@ const NEEDED: [(Cap, &str); 7] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
-/// The interrupt controllers that are the machine's and not a vCPU's.
-const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+/// The interrupt controllers of the machine, in the order in which they are written. The slave comes first: KVM raises the
+/// master's cascade input on each write as long as the slave has a request pending.
+const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_IOAPIC];
+/// The interrupt mask of an 8259: all eight inputs are masked.
+const ALL_MASKED: u8 = 0xff;
 
 /// A virtual machine without vCPUs.
 #[derive(Debug)]
@@ -52,7 +56,7 @@ pub struct Vm {
     ram: Arc<GuestRam>,
     cpuid: CpuId,
     tsc_deadline: bool,
-    /// The state of [`IRQCHIPS`] when they were made.
+    /// The power-on state of [`IRQCHIPS`], in that order.
     irqchips: Vec<kvm_irqchip>,
     /// The MSRs that KVM keeps for a vCPU, and their values before its first instruction.
     msr_indices: Vec<u32>,
@@ -71,15 +75,8 @@ impl Vm {
         let fd = create(&kvm)?;
         // Memory before the interrupt controllers: each change of the memory map after them waits for a grace period
         // of the host's kernel, which is several milliseconds.
-        for (slot, region) in (0..).zip(ram.iter()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
-            // SAFETY: the mapping is that long, and `ram` keeps it for as long as this machine lives.
+        for region in memory_slots(&ram) {
+            // SAFETY: each mapping is that long. `ram` keeps its own for as long as this machine lives, and the ROM is static.
             unsafe { fd.set_user_memory_region(region) }.context(|| "KVM: hand over guest memory")?;
         }
         fd.set_identity_map_address(IDENTITY_MAP).context(|| "KVM: place the identity map")?;
@@ -91,10 +88,15 @@ impl Vm {
         for chip_id in IRQCHIPS {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             fd.get_irqchip(&mut chip).context(|| "KVM: read the interrupt controllers")?;
+            if chip_id != KVM_IRQCHIP_IOAPIC {
+                // KVM makes the 8259s unmasked; firmware leaves them masked. A kernel with hardware-reduced ACPI never
+                // programs them, and takes an interrupt of theirs for an exception (their vector base is 0).
+                chip.chip.pic.imr = ALL_MASKED;
+            }
             irqchips.push(chip);
         }
         let msr_indices = kvm.get_msr_index_list().context(|| "KVM: ask for the MSRs it keeps")?.as_slice().to_vec();
-        Ok(Vm {
+        let vm = Vm {
             fd,
             ram,
             cpuid,
@@ -102,7 +104,10 @@ impl Vm {
             irqchips,
             msr_indices,
             msrs: OnceLock::new(),
-        })
+        };
+        // The first life of a guest starts with the same controllers as the later ones.
+        vm.reset_irqchips()?;
+        Ok(vm)
     }
 
     /// The machine's descriptor.
@@ -120,7 +125,10 @@ impl Vm {
         &self.cpuid
     }
 
-    /// Puts the interrupt controllers back to what they were when they were made. No vCPU may be running.
+    /// Writes the power-on state of the interrupt controllers: the 8259s masked, nothing pending. No vCPU may be running.
+    ///
+    /// KVM may still inject an edge that a device raised just before, because it does so on a thread of its own. It finds
+    /// every input masked: the I/O APIC drops it, and an 8259 latches it until the guest initialises the chip.
     ///
     /// # Errors
     ///
@@ -150,6 +158,28 @@ impl Vm {
     pub fn has_tsc_deadline(&self) -> bool {
         self.tsc_deadline
     }
+}
+
+/// What KVM is told of the guest's memory: RAM with a hole for the ROM below 1 MiB, and the ROM there and below 4 GiB.
+fn memory_slots(ram: &GuestRam) -> Vec<kvm_userspace_memory_region> {
+    let mut pieces = Vec::new();
+    for region in ram.iter() {
+        let (start, len, host) = (region.start_addr().raw_value(), region.len(), region.as_ptr() as u64);
+        let hole = rom::LOW.saturating_sub(start).min(len);
+        pieces.push((start, hole, host, 0));
+        let rest = if start <= rom::LOW { (hole + PAGE_BYTES).min(len) } else { 0 };
+        pieces.push((start + rest, len - rest, host + rest, 0));
+    }
+    pieces.extend([rom::LOW, rom::HIGH].map(|at| (at, PAGE_BYTES, rom::host_address(), KVM_MEM_READONLY)));
+    pieces.retain(|&(_, len, ..)| len > 0);
+    let slot = |(slot, (guest_phys_addr, memory_size, userspace_addr, flags))| kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr,
+        memory_size,
+        userspace_addr,
+    };
+    (0..).zip(pieces).map(slot).collect()
 }
 
 /// Opens /dev/kvm and checks that it is what we were written for.
@@ -189,3 +219,8 @@ fn create(kvm: &Kvm) -> Result<VmFd> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "vm_test.rs"]
+#[allow(unsafe_code)]
+mod tests;

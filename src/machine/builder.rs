@@ -18,6 +18,7 @@ use crate::devices::i8042::I8042;
 use crate::devices::net::Net;
 use crate::devices::power::Power;
 use crate::devices::pvpanic::Pvpanic;
+use crate::devices::reset::ResetRegister;
 use crate::devices::serial::{Serial, SerialEvent};
 use crate::disk::Disk;
 use crate::error::{Context, Result};
@@ -244,6 +245,8 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
         }
     };
     let i8042 = Arc::new(Mutex::new(I8042::new(tell(|| Notice::Reset))));
+    let port_a = Arc::new(Mutex::new(ResetRegister::port_a(tell(|| Notice::Reset))));
+    let reset_control = Arc::new(Mutex::new(ResetRegister::reset_control(tell(|| Notice::Reset))));
     let power = Arc::new(Mutex::new(Power::new(tell(|| Notice::PowerOff))));
     let panics = notices.clone();
     let pvpanic = Pvpanic::new(move |what| {
@@ -252,6 +255,8 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
     vec![
         Range { base: layout::SERIAL.into(), len: layout::SERIAL_PORTS, slot: serial.clone() },
         Range { base: layout::I8042.into(), len: layout::I8042_PORTS, slot: i8042 },
+        Range { base: layout::PORT_A.into(), len: 1, slot: port_a },
+        Range { base: layout::RESET_CONTROL.into(), len: 1, slot: reset_control },
         Range { base: layout::PVPANIC.into(), len: 1, slot: Arc::new(Mutex::new(pvpanic)) },
         Range { base: layout::SLEEP_CONTROL.into(), len: layout::SLEEP_PORTS, slot: power },
     ]

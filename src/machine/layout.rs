@@ -12,6 +12,7 @@
 //! 0x0009_fc00  ---- reserved: where a PC has its BIOS ----
 //! 0x000e_0000  ACPI: RSDP, then the tables it leads to
 //! 0x000f_0000  MP floating pointer, then its table
+//! 0x000f_f000  ROM, 1 page: the reset vector of real mode, F000:FFF0, at its end
 //! 0x0010_0000  ---- RAM: the kernel; the initrd at the top of what lies below the gap ----
 //! 0xc000_0000  ---- the gap: no RAM, at most 1 GiB of addresses ----
 //! 0xf010_0000  virtio-mmio slots 0 to 10, 0x200 bytes each
@@ -19,15 +20,18 @@
 //! 0xfee0_0000  local APICs         (in KVM)
 //! 0xfffb_c000  identity map, 1 page  (KVM's own)
 //! 0xfffb_d000  task state, 3 pages   (KVM's own)
+//! 0xffff_f000  the same page of ROM: the reset vector of the processor, 0xffff_fff0, at its end
 //! 0x1_0000_0000  ---- RAM that did not fit below the gap ----
 //! ```
 //!
-//! Ports: i8042 at 0x60 and 0x64, the serial port at 0x3f8 to 0x3ff, pvpanic at 0x505, ACPI's sleep registers at 0x600 and
-//! 0x601; the two 8259 (0x20, 0xa0, 0x4d0) are in KVM. Interrupts: 4 for the serial port, 5 to 15 for the virtio slots in
+//! Ports: i8042 at 0x60 and 0x64, system control port A at 0x92, the serial port at 0x3f8 to 0x3ff, pvpanic at 0x505, ACPI's
+//! sleep registers at 0x600 and 0x601, reset control at 0xcf9; the two 8259 (0x20, 0xa0, 0x4d0) are in KVM. Interrupts: 4 for the serial port, 5 to 15 for the virtio slots in
 //! order (rule D3.4: eleven devices at most), 16 for the power button, which only the I/O APIC has; all of them edges.
 
 use crate::config::spec::MAX_VIRTIO_DEVICES;
+use crate::devices::i8042;
 pub use crate::kvm::vm::{IDENTITY_MAP, TSS};
+use crate::kvm::x86_64::rom;
 pub use crate::memory::{GAP_END, GAP_START};
 
 /// Segment descriptors of the boot vCPU.
@@ -57,7 +61,9 @@ pub const RSDP: u64 = 0xe_0000;
 pub const ACPI_END: u64 = MP_POINTER;
 /// The MP floating pointer, in the range that kernels search for it; the MP table follows.
 pub const MP_POINTER: u64 = 0xf_0000;
-/// Where the MP table must have ended, and where kernels are loaded: 1 MiB.
+/// Where the MP table must have ended.
+pub const MP_END: u64 = rom::LOW;
+/// Where kernels are loaded: 1 MiB.
 pub const HIGH_RAM: u64 = 0x10_0000;
 
 /// The first virtio-mmio slot.
@@ -80,6 +86,14 @@ pub const I8042: u16 = 0x60;
 pub const I8042_PORTS: u64 = 5;
 /// The keyboard controller's command port.
 pub const I8042_COMMAND: u16 = 0x64;
+
+/// System control port A, and the chipset's reset control register.
+pub const PORT_A: u16 = 0x92;
+/// See [`PORT_A`].
+pub const RESET_CONTROL: u16 = 0xcf9;
+
+// The ROM restarts the machine by the keyboard controller.
+const _: () = assert!(rom::PORT as u16 == I8042_COMMAND && rom::COMMAND == i8042::RESET);
 
 /// The first serial port.
 pub const SERIAL: u16 = 0x3f8;
@@ -157,11 +171,13 @@ mod tests {
             (COMMAND_LINE, COMMAND_LINE_BYTES),
             (BIOS, RSDP - BIOS),
             (RSDP, ACPI_END - RSDP),
-            (MP_POINTER, HIGH_RAM - MP_POINTER),
+            (MP_POINTER, MP_END - MP_POINTER),
+            (rom::LOW, HIGH_RAM - rom::LOW),
             (IO_APIC.into(), 4096),
             (LOCAL_APIC.into(), 4096),
             (IDENTITY_MAP, 4096),
             (TSS, 3 * 4096),
+            (rom::HIGH, 4096),
         ];
         let mut all: Vec<(u64, u64)> = fixed.into_iter().chain(slots).collect();
         all.sort();

@@ -41,7 +41,7 @@ const HEADER_BYTES: u64 = 44;
 pub fn write(ram: &GuestRam, cpus: u8) -> Result<()> {
     let at = layout::MP_POINTER + POINTER_BYTES;
     let table = table(cpus);
-    if at + table.len() as u64 > layout::HIGH_RAM {
+    if at + table.len() as u64 > layout::MP_END {
         return Err(Error::host("MP table: it does not fit its place"));
     }
     let mut pointer = Vec::with_capacity(POINTER_BYTES as usize);

@@ -85,6 +85,53 @@ fn a_guest_that_resets_itself_fifty_times_in_the_middle_of_its_work_finds_everyt
 }
 
 #[test]
+fn every_way_in_which_a_guest_restarts_itself_is_a_reset() {
+    let ways = ["i8042", "pulse", "output", "cf9-hard", "cf9-soft", "port92", "triple", "bios", "init", "nmi"];
+    for (cpus, by) in [(1, ""), (4, ""), (2, " by=other")] {
+        // In real mode only another processor begins.
+        let ways: Vec<_> = ways.into_iter().filter(|way| cpus > 1 || *way != "bios").collect();
+        // Each twice, so that none leaves anything that hinders another.
+        let ways = if cpus == 1 { [&ways[..], &ways[..]].concat() } else { ways };
+        let words = format!("mode=reboot how=each count={} cpus={cpus} end=acpi{by}", ways.len() + 1);
+        let Some(setup) = Setup::guest_that_reboots(&words) else { return };
+        let setup = setup.disk("vda", MIB, "direct=off").option("-smp", &cpus.to_string()).flag("-S");
+        let mut monitor = setup.start();
+        let mut client = monitor.qmp();
+        client.call("cont");
+        assert_eq!(client.event()["event"], "RESUME");
+        for way in &ways {
+            let reset = client.event();
+            assert_eq!(
+                (&reset["event"], &reset["data"]["reason"]),
+                (&json!("RESET"), &json!("guest-reset")),
+                "{way}: {words}"
+            );
+        }
+        assert_eq!(client.event()["data"], json!({"guest": true, "reason": "guest-shutdown"}), "{words}");
+        monitor.expect_ok();
+        let text = monitor.serial.text();
+        let told: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("reboot: by ")).collect();
+        assert_eq!(told, ways, "{words}");
+    }
+}
+
+#[test]
+fn every_way_in_which_a_guest_restarts_itself_is_the_end_without_reboots() {
+    for how in ["i8042", "cf9-hard", "port92", "triple", "bios", "init"] {
+        let Some(setup) = Setup::guest(&format!("mode=reboot how={how} count=3 cpus=2 end=acpi")) else { return };
+        let mut monitor = setup.disk("vda", MIB, "direct=off").option("-smp", "2").flag("-S").start();
+        let mut client = monitor.qmp();
+        client.call("cont");
+        assert_eq!(client.event()["event"], "RESUME");
+        assert_eq!(client.event()["data"], json!({"guest": true, "reason": "guest-reset"}), "{how}");
+        client.expect_end();
+        assert_eq!(monitor.exit_code(), 0);
+        let log = monitor.log.text();
+        assert_eq!(log.matches("which is the end (-no-reboot)").count(), 1, "{how}: {log}");
+    }
+}
+
+#[test]
 fn two_hundred_resets_from_outside_under_disk_load_lose_nothing_on_the_disk_and_grow_nothing() {
     let Some(mut monitor) = working("direct=off,iothread=io1") else { return };
     let mut client = monitor.qmp();

@@ -40,7 +40,15 @@ fn every_part_of_a_vcpu_is_after_a_reset_what_it_was_when_it_was_made() {
     let lapic = |vcpu: &VcpuFd| vcpu.get_lapic().unwrap().regs;
     let events = |vcpu: &VcpuFd| {
         let events = vcpu.get_vcpu_events().unwrap();
-        (events.nmi.pending, events.interrupt.injected, events.exception.injected, events.interrupt.shadow)
+        let nmi = (events.nmi.pending, events.nmi.masked, events.nmi.injected);
+        (
+            nmi,
+            events.interrupt.injected,
+            events.interrupt.shadow,
+            events.exception.injected,
+            events.smi,
+            events.sipi_vector,
+        )
     };
     let all = |vcpu: &VcpuFd| {
         let indices: Vec<u32> = msrs.iter().map(|msr| msr.index).collect();
@@ -59,9 +67,14 @@ fn every_part_of_a_vcpu_is_after_a_reset_what_it_was_when_it_was_made() {
     (fpu.fcw, fpu.mxcsr, fpu.xmm[3][5]) = (0x27f, 0x1f00, 7);
     vcpu.set_fpu(&fpu).unwrap();
     let mut apic = vcpu.get_lapic().unwrap();
-    // Spurious vector register: on. A vector that is waiting to be delivered.
-    (apic.regs[0xf1], apic.regs[0x200 + 4]) = (1, 1);
+    // Spurious vector register: on. A vector that is waiting to be delivered, and one that is being served. The timer
+    // periodic, and running.
+    (apic.regs[0xf1], apic.regs[0x200 + 4], apic.regs[0x100 + 4]) = (1, 1, 2);
+    (apic.regs[0x320], apic.regs[0x322], apic.regs[0x383]) = (0x40, 2, 1);
     vcpu.set_lapic(&apic).unwrap();
+    let mut pending = vcpu.get_vcpu_events().unwrap();
+    (pending.nmi.pending, pending.nmi.masked, pending.interrupt.shadow) = (1, 1, 1);
+    vcpu.set_vcpu_events(&pending).unwrap();
     let mut debug = vcpu.get_debug_regs().unwrap();
     debug.db[0] = 0x1000;
     vcpu.set_debug_regs(&debug).unwrap();
@@ -94,4 +107,32 @@ fn the_switches_by_which_kvm_writes_into_guest_memory_are_among_the_msrs_that_ar
         assert!(msrs.iter().any(|msr| msr.index == index), "{index:#x}");
     }
     assert!(!msrs.iter().any(|msr| TSC.contains(&msr.index) || HYPERV.contains(&msr.index)));
+}
+
+#[test]
+fn a_tsc_deadline_of_the_old_life_is_gone() {
+    const DEADLINE: u32 = 0x6e0;
+    let Some((vm, vcpu)) = vcpu() else { return };
+    let features = crate::kvm::x86_64::cpuid::of_vcpu(vm.supported_cpuid(), 0, 1, vm.has_tsc_deadline()).unwrap();
+    vcpu.set_cpuid2(&features).unwrap();
+    if !vm.has_tsc_deadline() {
+        let _ = writeln!(std::io::stderr(), "skipped: this host's KVM has no TSC deadline");
+        return;
+    }
+    let initial = Initial::of(&vcpu).unwrap();
+    let deadline_mode = |vcpu: &VcpuFd| {
+        let mut apic = vcpu.get_lapic().unwrap();
+        // The spurious vector register's switch, and the timer in deadline mode with vector 0x40.
+        (apic.regs[0xf1], apic.regs[0x320], apic.regs[0x322]) = (1, 0x40, 4);
+        vcpu.set_lapic(&apic).unwrap();
+    };
+    deadline_mode(&vcpu);
+    let far = kvm_msr_entry { index: DEADLINE, data: u64::MAX >> 1, ..Default::default() };
+    assert_eq!(vcpu.set_msrs(&Msrs::from_entries(&[far]).unwrap()).unwrap(), 1);
+    assert_eq!(values(&vcpu, &[DEADLINE]), [(DEADLINE, far.data)]);
+    initial.restore(&vcpu, vm.initial_msrs(&vcpu).unwrap()).unwrap();
+    assert_eq!(vcpu.get_lapic().unwrap().regs[0x320..0x323], initial.lapic.regs[0x320..0x323]);
+    // Only in this mode can it be read.
+    deadline_mode(&vcpu);
+    assert_eq!(values(&vcpu, &[DEADLINE]), [(DEADLINE, 0)]);
 }

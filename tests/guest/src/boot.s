@@ -161,6 +161,8 @@ exception_gates:
 exception_common:
     cmp dword ptr [rsp], 6
     je invalid_opcode
+    cmp dword ptr [rsp], 2
+    je non_maskable
 plain_exception:
     mov eax, 1
     xchg eax, [rip + exception_seen]
@@ -175,6 +177,13 @@ plain_exception:
     mov eax, offset exception_stack_top
     mov ecx, offset ring3_exception
     jmp to_ring3
+
+# A non-maskable interrupt: the mode `reboot` sends itself one to restart the machine from here, where the next is masked.
+non_maskable:
+    mov al, 0xfe
+    out 0x64, al
+    hlt
+    jmp non_maskable
 
 # Interrupts 0x20 to 0x3f: count, acknowledge the virtio-mmio device if `interrupt_device` names one, end of interrupt.
 .balign 16

@@ -29,6 +29,7 @@ pub const TIMER_LINE: u32 = 31;
 const APIC_ID: u64 = 0x20;
 const SPURIOUS: u64 = 0xf0;
 const ICR_LOW: u64 = 0x300;
+const ICR_HIGH: u64 = 0x310;
 const LVT_TIMER: u64 = 0x320;
 const LVT_LINT0: u64 = 0x350;
 const TIMER_COUNT: u64 = 0x380;
@@ -109,4 +110,16 @@ pub fn init_others() {
 /// Sends all other processors to real mode at `page << 12`.
 pub fn start_others(page: u32) {
     local().write32(ICR_LOW, 0xc_4600 | page);
+}
+
+/// Sends the processor with that APIC id an INIT.
+pub fn init(id: u32) {
+    local().write32(ICR_HIGH, id << 24);
+    local().write32(ICR_LOW, 0x4500);
+}
+
+/// Sends it a non-maskable interrupt, by which it restarts the machine.
+pub fn non_maskable(id: u32) {
+    local().write32(ICR_HIGH, id << 24);
+    local().write32(ICR_LOW, 0x4400);
 }

@@ -3,11 +3,13 @@
 //!
 //! The first disk keeps the books: how often the machine has booted, and how many rounds of writes are done. A round writes
 //! every block with its number; so each holds the last whole round's or the one's after it, and never a mixture. `how=` is
-//! the way to reset, in the middle of a round: `i8042`, `triple`, or `wait` for somebody outside, round after round, until a
-//! `q` is typed. After `count` boots it ends. `cpus=N` starts the others too; `memory=kept` is for a host that keeps memory.
+//! the way to reset, in the middle of a round: one of [`WAYS`], `each` for all of them in turn, or `wait` for somebody outside,
+//! round after round, until a `q` is typed. `by=other` has the first of the other processors do it. After `count` boots it ends. `cpus=N` starts the
+//! others too; `memory=kept` is for a host that keeps memory.
 
 use crate::clock::{self, Patience};
 use crate::cpu;
+use crate::interrupt;
 use crate::memory;
 use crate::modes::blk_verify::each_word;
 use crate::modes::random::Random;
@@ -24,12 +26,48 @@ const MARK: u64 = 0x7265_626f_6f74_2121;
 /// Bytes of memory that are looked at, and soiled, in steps of a page.
 const MEMORY: u64 = 8 << 20;
 const BLOCK: u64 = 4096;
+/// How long the machine may run on after it was told to reset.
+const RESET_NS: u64 = 20_000_000_000;
 /// The reset comes up to this long after the kick.
 const LATEST_NS: u64 = 200_000;
 
+const BIOS: &str = "bios";
+/// Each way in which a machine is restarted from inside.
+const WAYS: [(&str, fn()); 10] = [
+    // As Linux does it: again and again.
+    ("i8042", || (0..20).for_each(|_| cpu::out8(0x64, 0xfe))),
+    // Any even command from 0xf0 on pulses the reset line.
+    ("pulse", || cpu::out8(0x64, 0xf0)),
+    // Writes the output lines, of which bit 0 is the reset line.
+    ("output", || {
+        cpu::out8(0x64, 0xd1);
+        cpu::out8(0x60, 0xfe);
+    }),
+    ("cf9-hard", || {
+        cpu::out8(0xcf9, cpu::in8(0xcf9) & !0x0e | 2);
+        cpu::out8(0xcf9, cpu::in8(0xcf9) & !0x0e | 0x0e);
+    }),
+    ("cf9-soft", || cpu::out8(0xcf9, 4)),
+    ("port92", || cpu::out8(0x92, cpu::in8(0x92) | 1)),
+    ("triple", || cpu::triple_fault()),
+    // The other processors, of which there must be one, jump to F000:FFF0 in real mode.
+    (BIOS, || smp::restart_others(&[0xea, 0xf0, 0xff, 0x00, 0xf0])),
+    // The boot processor begins at its reset vector, 16 bytes below 4 GiB.
+    ("init", || {
+        interrupt::start();
+        interrupt::init(0);
+    }),
+    // From the handler of a non-maskable interrupt, where no other is taken.
+    ("nmi", || {
+        interrupt::start();
+        interrupt::non_maskable(interrupt::id());
+    }),
+];
+
 pub fn run(words: Words) -> Outcome {
     let found = soil(words)?;
-    smp::start(words.number("cpus", 1), smp::Then::Halt)?;
+    let by_other = words.is("by", "other");
+    smp::start(words.number("cpus", 1), if by_other { smp::Then::Spin } else { smp::Then::Halt })?;
     let Some((number, device)) = blk::disks(words).next() else { fail!("no disk") };
     // Before this driver resets it.
     if device.status() != 0 {
@@ -55,11 +93,20 @@ pub fn run(words: Words) -> Outcome {
     }
     lives.send_round();
     clock::spin_ns(Random::new(lives.boots).below(LATEST_NS));
-    match how {
-        "i8042" => crate::reset(),
-        "triple" => cpu::triple_fault(),
-        _ => fail!("how={how} is not a way to reset"),
+    let possible = || WAYS.iter().filter(|(name, _)| *name != BIOS || words.number("cpus", 1) > 1);
+    let way = match how {
+        "each" => possible().cycle().nth(lives.boots as usize - 1),
+        _ => possible().find(|(name, _)| *name == how),
+    };
+    let Some((how, reset)) = way else { fail!("how={how} is not a way to reset") };
+    say!("reboot: by {how}");
+    if by_other {
+        smp::call_first(*reset);
+    } else {
+        reset();
     }
+    clock::spin_ns(RESET_NS);
+    fail!("how={how} has not reset the machine")
 }
 
 /// Looks whether memory has a trace of an earlier life, and leaves one.

@@ -28,6 +28,8 @@ const MOST_CPUS: u64 = 256;
 /// Processors that have printed their line.
 static HERE: AtomicU32 = AtomicU32::new(1);
 static SPIN: AtomicBool = AtomicBool::new(false);
+/// A function for the first of them, which it calls once; 0 is none.
+static CALL: AtomicU64 = AtomicU64::new(0);
 
 /// What the other processors do when they are up.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,20 @@ pub fn start(cpus: u64, then: Then) -> Outcome {
     Ok(())
 }
 
+/// Has the first of the other processors call `function`. They were started with [`Then::Spin`].
+pub fn call_first(function: fn()) {
+    CALL.store(function as usize as u64, Ordering::Release);
+}
+
+/// Stops the others and has them begin at real-mode `code`, which is at most a page long.
+pub fn restart_others(code: &[u8]) {
+    let page = Registers::new(u64::from(PAGE) << 12);
+    code.iter().zip(0..).for_each(|(&byte, offset)| page.write::<u8>(offset, byte));
+    interrupt::init_others();
+    crate::clock::spin_ns(10_000_000);
+    interrupt::start_others(PAGE);
+}
+
 /// Writes the TSS of processor `cpu` and its descriptor.
 fn prepare(cpu: u64) {
     let base = &raw const cpu_areas as u64 + cpu * CPU_AREA;
@@ -97,6 +113,12 @@ extern "C" fn ring3_ap(cpu: u32) -> ! {
     HERE.fetch_add(1, Ordering::Release);
     while SPIN.load(Ordering::Relaxed) {
         core::hint::spin_loop();
+        let function = CALL.load(Ordering::Acquire);
+        if cpu == 1 && function != 0 {
+            CALL.store(0, Ordering::Relaxed);
+            // SAFETY: `call_first` has stored a function of this type.
+            unsafe { core::mem::transmute::<usize, fn()>(function as usize)() };
+        }
     }
     cpu::halt()
 }

@@ -1,0 +1,192 @@
+//! How Linux ends a life of its machine: each way to restart it, from each vCPU, with and without ACPI; power-off and halt.
+//!
+//! The guest runs `tools/linux/tests/restart`, which ends its life by what is typed, so that one monitor goes through many
+//! lives. No word of the command line names a way: a distribution's image has none. `LOOPVISOR_KERNELS` names the kernels,
+//! with commas between them; `LOOPVISOR_RESTARTS=all` tries every way with each, on one vCPU and on four.
+
+use serde_json::{Value, json};
+
+use crate::monitor::{Directory, Monitor, Qmp, cpus};
+use crate::{assert_no_trouble, shutdown, tap, topology};
+
+/// Each way that ends in a reset, in the words of the script.
+const WAYS: [&str; 9] = ["reboot", "sysrq", "panic", "kbd", "triple", "acpi", "pci", "bios", "efi"];
+
+/// The kernels of `LOOPVISOR_LINUX` that are tried.
+fn kernels() -> Vec<String> {
+    let names = std::env::var("LOOPVISOR_KERNELS").ok().filter(|names| !names.is_empty());
+    names.as_deref().unwrap_or("vmlinuz").split(',').map(str::to_owned).collect()
+}
+
+/// Whether everything is to be tried, which takes a quarter of an hour in the nested host. Otherwise what a test leaves out is
+/// what another does.
+fn all() -> bool {
+    std::env::var("LOOPVISOR_RESTARTS").is_ok_and(|value| value == "all")
+}
+
+/// A guest that has come up and waits to be told how its life ends.
+struct Lives {
+    monitor: Monitor,
+    qmp: Qmp,
+    ready: usize,
+}
+
+impl Lives {
+    fn start(kernel: &str, words: &str, options: &[&str]) -> Lives {
+        let words = format!("loglevel=5 {words}");
+        let monitor = Monitor::start_that_reboots(kernel, &words, options);
+        let qmp = monitor.qmp();
+        let mut lives = Lives { monitor, qmp, ready: 0 };
+        lives.await_ready();
+        lives
+    }
+
+    fn await_ready(&mut self) {
+        self.ready = self.monitor.wait_for("restart: ready", self.ready).0;
+    }
+
+    /// Ends this life by `way`, and waits for the next.
+    fn restart(&mut self, way: &str) {
+        println!("restart by {way}");
+        self.monitor.type_line(way);
+        if way == "wait" {
+            self.monitor.wait_for("restart: by wait", 0);
+            self.qmp.run("system_reset");
+        }
+        self.await_ready();
+    }
+
+    /// Powers the machine off, and compares its events with what `ways` must have caused: one each.
+    #[track_caller]
+    fn finish(mut self, ways: &[&str]) -> Monitor {
+        self.monitor.type_line("poweroff");
+        assert_eq!(self.monitor.wait(), 0);
+        let reset = |guest: bool, reason: &str| ("RESET".to_owned(), json!({ "guest": guest, "reason": reason }));
+        let event = |way: &&str| match *way {
+            "wait" => reset(false, "host-qmp-system-reset"),
+            _ => reset(true, "guest-reset"),
+        };
+        let mut expected: Vec<(String, Value)> = ways.iter().map(event).collect();
+        expected.push(shutdown(true, "guest-shutdown"));
+        let told = self.qmp.finish();
+        // Others tell of balloon and plugs.
+        let told: Vec<_> =
+            told.into_iter().filter(|(name, _)| ["RESET", "SHUTDOWN"].contains(&name.as_str())).collect();
+        assert_eq!(told, expected);
+        self.monitor
+    }
+}
+
+/// Goes through a life for each of `ways` on `cpus` vCPUs with a disk that each must find as the last has left it.
+fn go_through(kernel: &str, scripts: &str, cpus: u32, ways: &[&str]) -> Monitor {
+    let directory = Directory::new();
+    let drive = format!("id=one,file={},direct=off,iothread=a", directory.image("a.img", 8 << 20));
+    let options = ["-smp", &cpus.to_string(), "-iothread", "id=a", "-drive", &drive];
+    let words = format!("loopvisor.script={scripts}");
+    let mut lives = Lives::start(kernel, &words, &options);
+    ways.iter().for_each(|way| lives.restart(way));
+    let monitor = lives.finish(ways);
+    let told = monitor.lines("restart: the ");
+    assert_eq!(told[0], "first life");
+    assert_eq!(told[1..], vec!["disk holds what the last life has written"; ways.len()]);
+    let ready = format!("ready on {cpus} vCPUs, by ");
+    assert_eq!(monitor.lines(&format!("restart: {ready}")).len(), ways.len() + 1, "{ready}");
+    let text = monitor.console();
+    let troubles = text.lines().filter(|line| line.contains("Kernel panic")).count();
+    assert_eq!(troubles, ways.iter().filter(|way| way.starts_with("panic")).count(), "panics that nobody asked for");
+    monitor
+}
+
+#[test]
+fn linux_reboots_by_every_way_and_finds_its_disk_each_time() {
+    for kernel in kernels() {
+        // The way that the kernel has chosen is `efi` and then `bios`; the other test of every kernel has `sysrq`.
+        let short = |way: &&str| !["efi", "bios", "sysrq"].contains(way);
+        let ways: Vec<&str> = WAYS.into_iter().filter(|way| all() || short(way)).chain(["wait"]).collect();
+        let monitor = go_through(&kernel, "restart", cpus(), &ways);
+        assert_no_trouble(&monitor);
+        if kernel.starts_with("vmlinu") {
+            assert_eq!(monitor.lines(&format!("restart: ready on {} vCPUs, by ", cpus()))[0], "efi", "its own choice");
+        }
+    }
+}
+
+#[test]
+fn linux_reboots_by_any_of_four_vcpus() {
+    for kernel in kernels() {
+        let some = ["reboot 3", "panic 1", "sysrq 2"];
+        let every: Vec<String> = WAYS.iter().map(|way| format!("{way} 3")).collect();
+        let every: Vec<&str> = every.iter().map(String::as_str).collect();
+        let ways = if all() { &every[..] } else { &some };
+        let monitor = go_through(&kernel, "report,restart", 4, ways);
+        let told: Vec<_> = monitor.lines("cpu").into_iter().map(|line| format!("cpu{line}")).collect();
+        assert_eq!(told, vec![topology(4); ways.len() + 1].concat());
+    }
+}
+
+/// A device on each of the eleven lines, 5 to 15, each of which has interrupted in the life before: a reset leaves nothing of
+/// that in the interrupt controllers. A kernel that dies of it restarts by `panic=-1`, which is one RESET too many.
+#[test]
+fn linux_reboots_by_one_reset_with_a_device_on_every_line() {
+    let Some(tap) = tap("lvtap2", "10.9.6.1") else {
+        return println!("skipped: a tap cannot be made here by this user");
+    };
+    let directory = Directory::new();
+    let drives: Vec<String> =
+        (0..5).map(|n| format!("id=d{n},file={},direct=off", directory.image(&format!("{n}.img"), 8 << 20))).collect();
+    let (console, vsock) = (directory.file("console"), directory.file("vsock"));
+    let (chardev, vsock) =
+        (format!("socket,id=con0,path={console},server,nowait"), format!("vsock,id=v,guest-cid=3,uds_path={vsock}"));
+    let mut options = vec!["-machine", "microvm,disk-slots=5,nic-slots=2", "-balloon", "deflate-on-oom=true"];
+    options.extend(["-rng", "random_file=/dev/urandom", "-chardev", &chardev, "-device", "virtio-serial-device"]);
+    options.extend(["-device", "virtconsole,chardev=con0,id=con0", "-device", &vsock]);
+    options.extend(drives.iter().flat_map(|drive| ["-drive", drive]));
+    let mut lives = Lives::start("vmlinuz", "loopvisor.script=restart", &options);
+    let ways = ["wait", "reboot"];
+    for way in ways.into_iter().chain(["poweroff"]) {
+        // What comes from outside: the balloon's target, and a cable for one NIC after the other.
+        lives.qmp.run_with("balloon", &json!({"value": 200 << 20}));
+        for addr in ["0x0", "0x1"] {
+            lives.qmp.hand_over("tap", &tap);
+            lives.qmp.run_with("netdev_add", &json!({"type": "tap", "id": "net", "fd": "tap"}));
+            lives.qmp.run_with("device_add", &json!({"id": "net", "driver": "virtio-net-mmio", "addr": addr}));
+            lives.qmp.run_with("device_del", &json!({"id": "net"}));
+        }
+        if way != "poweroff" {
+            lives.restart(way);
+        }
+    }
+    let monitor = lives.finish(&ways);
+    let lines = monitor.lines("restart: line ");
+    assert_eq!(lines.len(), 3 * 11, "{lines:?}");
+    for line in &lines {
+        let (number, count) = line.split_once(' ').unwrap();
+        assert!((5..=15).contains(&number.parse::<u32>().unwrap()), "{line}");
+        assert_ne!(count, "0", "line {number} has not interrupted: {lines:?}");
+    }
+    assert!(!monitor.console().contains("Kernel panic"), "{}", monitor.console());
+}
+
+/// Without ACPI this kernel finds one vCPU, the serial port, and nothing else: it was built without MP tables and without
+/// `virtio_mmio.device=`.
+#[test]
+fn linux_reboots_by_a_panic_without_acpi_on_the_one_vcpu_it_finds() {
+    let mut lives = Lives::start("vmlinuz", "acpi=off loopvisor.script=restart", &["-smp", "2"]);
+    lives.restart("panic");
+    assert_eq!(lives.monitor.lines("vcpus: "), ["1 (online: 0)"; 2]);
+    lives.qmp.run("quit");
+    assert_eq!(lives.monitor.wait(), 0);
+}
+
+#[test]
+fn a_halted_linux_stays_until_its_machine_is_told_to_end() {
+    let mut monitor = Monitor::start("vmlinuz", "loglevel=5 loopvisor.script=restart", &[]);
+    let mut qmp = monitor.qmp();
+    monitor.wait_for("restart: ready", 0);
+    monitor.type_line("halt");
+    monitor.wait_for("reboot: System halted", 0);
+    assert_eq!(qmp.run("query-status")["status"], "running");
+    qmp.run("quit");
+    assert_eq!(monitor.wait(), 0);
+    assert_eq!(qmp.finish(), [shutdown(false, "host-qmp-quit")]);
+}
