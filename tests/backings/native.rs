@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::host::{self, Loop, LoopDevice, Memory, Mount};
-use crate::matrix::{Backing, check};
+use crate::matrix::{ALL, Backing, check};
 use crate::monitor::{Folder, skipped};
 use crate::stall::Stall;
 
@@ -34,7 +34,7 @@ fn on_loop(name: &'static str, how: Loop) -> Backing {
     let memory = Memory::new();
     let device = loop_device(&memory, "loop.img", SIZE, how);
     let (path, image) = (device.path.clone(), device.image.clone());
-    let (flushed, held) = (path.clone(), image.clone());
+    let (flushed, held, discarded) = (path.clone(), image.clone(), path.clone());
     Backing {
         name,
         path,
@@ -43,6 +43,7 @@ fn on_loop(name: &'static str, how: Loop) -> Backing {
         flushes: Some(Box::new(move || host::flushes(&flushed))),
         holds: Box::new(move |offset, bytes| host::holds_at(&held, offset, bytes)),
         used: Some(Box::new(move || host::allocated(&image))),
+        discards: Some(Box::new(move || host::discards(&discarded))),
         parts: vec![Box::new(device), Box::new(memory)],
     }
 }
@@ -78,6 +79,7 @@ fn on_file(
         flushes: Some(Box::new(move || host::flushes(&flushed))),
         holds: Box::new(move |_, bytes| host::holds(&held, bytes)),
         used: Some(Box::new(move || host::allocated(&used))),
+        discards: None,
         parts,
     }
 }
@@ -85,42 +87,42 @@ fn on_file(
 #[test]
 fn every_cell_of_a_loop_device() {
     if can() {
-        check(&on_loop("loop", Loop::default()));
+        check(&on_loop("loop", Loop::default()), &ALL);
     }
 }
 
 #[test]
 fn every_cell_of_a_loop_device_with_direct_io() {
     if can() {
-        check(&on_loop("loop, direct", Loop { direct: true, ..Loop::default() }));
+        check(&on_loop("loop, direct", Loop { direct: true, ..Loop::default() }), &ALL);
     }
 }
 
 #[test]
 fn every_cell_of_a_loop_device_with_4096_byte_sectors() {
     if can() {
-        check(&on_loop("loop, 4096", Loop { sector: 4096, ..Loop::default() }));
+        check(&on_loop("loop, 4096", Loop { sector: 4096, ..Loop::default() }), &ALL);
     }
 }
 
 #[test]
 fn every_cell_of_a_file_on_ext4() {
     if can() {
-        check(&on_file_system("ext4", &["mkfs.ext4", "-q"]));
+        check(&on_file_system("ext4", &["mkfs.ext4", "-q"]), &ALL);
     }
 }
 
 #[test]
 fn every_cell_of_a_file_on_xfs() {
     if can() {
-        check(&on_file_system("xfs", &["mkfs.xfs", "-q"]));
+        check(&on_file_system("xfs", &["mkfs.xfs", "-q"]), &ALL);
     }
 }
 
 #[test]
 fn every_cell_of_a_file_on_btrfs() {
     if can() {
-        check(&on_file_system("btrfs", &["mkfs.btrfs", "-q"]));
+        check(&on_file_system("btrfs", &["mkfs.btrfs", "-q"]), &ALL);
     }
 }
 
@@ -142,7 +144,7 @@ fn every_cell_of_a_file_on_overlayfs() {
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     let above = Mount::new("overlay", Path::new("none"), &memory.path("mnt"), &options);
     let path = above.at().join("disk.img");
-    check(&on_file("overlay", path, true, device, vec![Box::new(above), Box::new(below)], memory));
+    check(&on_file("overlay", path, true, device, vec![Box::new(above), Box::new(below)], memory), &ALL);
 }
 
 #[test]
@@ -153,17 +155,21 @@ fn every_cell_of_a_file_on_tmpfs() {
     let memory = Memory::new();
     let path = memory.image("disk.img", SIZE);
     let (held, used) = (path.clone(), path.clone());
-    check(&Backing {
-        name: "tmpfs",
-        path,
-        is_block: false,
-        // There is no page cache to go round.
-        direct: false,
-        flushes: None,
-        holds: Box::new(move |offset, bytes| host::holds_at(&held, offset, bytes)),
-        used: Some(Box::new(move || host::allocated(&used))),
-        parts: vec![Box::new(memory)],
-    });
+    check(
+        &Backing {
+            name: "tmpfs",
+            path,
+            is_block: false,
+            // There is no page cache to go round.
+            direct: false,
+            flushes: None,
+            holds: Box::new(move |offset, bytes| host::holds_at(&held, offset, bytes)),
+            used: Some(Box::new(move || host::allocated(&used))),
+            discards: None,
+            parts: vec![Box::new(memory)],
+        },
+        &ALL,
+    );
 }
 
 #[test]
@@ -176,14 +182,18 @@ fn every_cell_of_a_file_on_fuse() {
     let mount = Mount::new("fuse", Path::new("none"), stall.path(), &stall.options());
     let stall = Rc::new(stall);
     let (flushed, held) = (stall.clone(), stall.clone());
-    check(&Backing {
-        name: "fuse",
-        path: stall.path().to_owned(),
-        is_block: false,
-        direct: true,
-        flushes: Some(Box::new(move || flushed.fsyncs())),
-        holds: Box::new(move |offset, bytes| held.holds(offset, bytes)),
-        used: None,
-        parts: vec![Box::new(mount), Box::new(stall), Box::new(folder)],
-    });
+    check(
+        &Backing {
+            name: "fuse",
+            path: stall.path().to_owned(),
+            is_block: false,
+            direct: true,
+            flushes: Some(Box::new(move || flushed.fsyncs())),
+            holds: Box::new(move |offset, bytes| held.holds(offset, bytes)),
+            used: None,
+            discards: None,
+            parts: vec![Box::new(mount), Box::new(stall), Box::new(folder)],
+        },
+        &ALL,
+    );
 }
