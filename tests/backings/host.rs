@@ -57,18 +57,24 @@ pub struct Mount(PathBuf);
 impl Mount {
     #[track_caller]
     pub fn new(kind: &str, source: &Path, at: &Path, options: &str) -> Mount {
-        fs::create_dir_all(at.parent().unwrap()).unwrap();
-        let _ = fs::create_dir(at);
-        let [kind, options] = [kind, options].map(|text| CString::new(text).unwrap());
-        let (from, to) = (text(source), text(at));
-        // SAFETY: strings that live through the call.
-        let result = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) };
-        assert_eq!(result, 0, "mount {kind:?} at {at:?}: {}", io::Error::last_os_error());
-        Mount(at.into())
+        try_mount(kind, source, at, options).unwrap_or_else(|error| panic!("mount {kind} at {at:?}: {error}"))
     }
-
     pub fn at(&self) -> &Path {
         &self.0
+    }
+}
+
+/// Mounts it, if the kernel lets us. The folder `at` is made if it is not there.
+pub fn try_mount(kind: &str, source: &Path, at: &Path, options: &str) -> io::Result<Mount> {
+    if !at.exists() {
+        fs::create_dir_all(at)?;
+    }
+    let [kind, options] = [kind, options].map(|text| CString::new(text).unwrap());
+    let (from, to) = (text(source), text(at));
+    // SAFETY: strings that live through the call.
+    match unsafe { libc::mount(from.as_ptr(), to.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) } {
+        0 => Ok(Mount(at.into())),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -13,7 +13,10 @@ mod monitor;
 #[path = "../vm/stall.rs"]
 mod stall;
 
+mod faults;
+mod geometry;
 mod host;
+mod locks;
 mod matrix;
 mod native;
 mod typed;
