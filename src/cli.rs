@@ -75,7 +75,8 @@ struct Options {
     #[argh(
         option,
         arg_name = "id=NAME,file=FILE[,readonly=on|off][,direct=on|off][,serial=TEXT][,iothread=NAME]\
-                    [,aio=io_uring|threads|native][,format=raw][,if=none][,iops=N][,throttling.KEY=VALUE]"
+                    [,aio=io_uring|threads|native][,logical_block_size=512|4096][,physical_block_size=BYTES]\
+                    [,format=raw][,if=none][,iops=N][,throttling.KEY=VALUE]"
     )]
     drive: Vec<String>,
     /// a NIC on a tap, the first is eth0; no limits unless given; with -netdev tap,id=NAME,ifname=TAP its other keys stand at

@@ -103,9 +103,11 @@ fn both_spellings_of_the_original_make_the_same_machine() {
     let rows = [
         ("-iothread id=io", "-object iothread,id=io"),
         (
-            "-iothread id=io -drive id=d,file=f,iothread=io,iops=200,serial=s",
+            "-iothread id=io -drive id=d,file=f,iothread=io,iops=200,serial=s,\
+             logical_block_size=4096,physical_block_size=8192",
             "-object iothread,id=io -drive id=root,file=f,throttling.iops-total=200,format=raw,if=none \
-             -device virtio-blk-device,drive=root,id=d,iothread=io,serial=s",
+             -device virtio-blk-device,drive=root,id=d,iothread=io,serial=s,\
+             logical_block_size=4096,physical_block_size=8192",
         ),
         (
             "-iothread id=io -netdev id=n,netdev=t,mac=52:54:00:00:00:01,iothread=io,vhost=off",
@@ -309,6 +311,8 @@ fn typed(spec: &VmSpec) -> Vec<OsString> {
         text += &format!(",readonly={}", on(drive.access == Access::ReadOnly));
         text += &format!(",direct={}", on(drive.cache == Cache::Direct));
         text += &drive.serial.iter().map(|serial| format!(",serial={serial}")).collect::<String>();
+        text += &drive.logical_block.iter().map(|bytes| format!(",logical_block_size={bytes}")).collect::<String>();
+        text += &drive.physical_block.iter().map(|bytes| format!(",physical_block_size={bytes}")).collect::<String>();
         text += &drive.iothread.iter().map(|iothread| format!(",iothread={iothread}")).collect::<String>();
         text += match drive.aio {
             Aio::Auto => "",
@@ -358,13 +362,15 @@ prop_compose! {
 prop_compose! {
     fn drives(iothreads: usize)(
         drives in prop::collection::vec(
-            (any::<[bool; 3]>(), prop::option::of("[^,]{1,5}"), prop::option::of(0..iothreads.max(1)), 0..3_usize, limits()),
+            (any::<[bool; 5]>(), prop::option::of("[^,]{1,5}"), prop::option::of(0..iothreads.max(1)), 0..3_usize, limits()),
             0..11)
     ) -> Vec<DriveSpec> {
-        drives.into_iter().enumerate().map(|(n, ([read_only, direct, grouped], serial, iothread, aio, limits))| DriveSpec {
+        drives.into_iter().enumerate().map(|(n, ([read_only, direct, grouped, large, larger], serial, iothread, aio, limits))| DriveSpec {
             access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
             cache: if direct { Cache::Direct } else { Cache::Buffered },
             serial,
+            logical_block: large.then_some(4096),
+            physical_block: larger.then_some(1 << 16),
             iothread: iothread.filter(|_| iothreads > 0).map(|n| format!("io{n}")),
             aio: [Aio::Auto, Aio::IoUring, Aio::Threads][aio],
             limits,

@@ -190,6 +190,7 @@ fn every_option_comes_back_from_what_is_printed() {
         "-iothread id=io1 -drive id=a,file=a,iothread=io1,throttling.group=g,throttling.iops-read=5,throttling.iops-read-max=9",
         "-drive id=a,file=a,throttling.bps-total=1M,throttling.bps-total-max=2M,throttling.bps-total-max-length=60",
         "-drive id=a,file=a,throttling.iops-write=7,throttling.iops-size=64K",
+        "-drive id=a,file=a,logical_block_size=4096,physical_block_size=4096",
         "-netdev id=n,netdev=t,mac=52:54:00:12:34:56,queues=4,queue-size=1024,throttling.pps-write=5",
         "-netdev id=n,netdev=t,fds=5:6 -netdev id=m,fds=7",
         "-netdev tap,id=x,ifname=t -device virtio-net-device,netdev=x,id=n,mq=off",

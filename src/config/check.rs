@@ -93,6 +93,15 @@ impl VmSpec {
                 )));
             }
             self.check_iothread_of(&format!("-drive id={}", drive.id), drive.iothread.as_deref())?;
+            if let (Some(logical), Some(physical)) = (drive.logical_block, drive.physical_block)
+                && physical < logical
+            {
+                return Err(Error::usage(format!(
+                    "-drive id={},physical_block_size={physical}: it must not be smaller than \
+                     logical_block_size={logical}",
+                    drive.id
+                )));
+            }
             check_group(drive, earlier)?;
         }
         Ok(())
@@ -300,6 +309,18 @@ mod tests {
         ] {
             assert!(refusal(&with_drives(drives)).starts_with("-drive id=b,file=x.img: drive \"a\" has this file"));
         }
+    }
+
+    #[test]
+    fn physical_block_below_the_logical_one_is_refused() {
+        let drive = |physical| DriveSpec {
+            logical_block: Some(4096),
+            physical_block: Some(physical),
+            ..DriveSpec::new("a", "a.img")
+        };
+        let told = with_drives([drive(512)]).check().expect_err("is refused").to_string();
+        assert!(told.contains("physical_block_size=512") && told.contains("logical_block_size=4096"), "{told}");
+        with_drives([drive(4096)]).check().unwrap();
     }
 
     #[test]

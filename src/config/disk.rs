@@ -4,20 +4,31 @@
 //! thread, before anything is started.
 
 use super::keyvalue::{KeyValues, decimal};
-use super::options::{serial_number, short_text};
+use super::options::{block_sizes, serial_number, short_text};
 use super::spec::VmSpec;
 use crate::error::Result;
 
 /// Descriptors of a disk's queue, which is the only one.
 const QUEUE_SIZE: &str = "256";
 
-/// `-device virtio-blk-device,drive=NAME[,id=NAME][,iothread=NAME][,serial=TEXT]`: the disk of that `-drive`, which comes
+/// `-device virtio-blk-device,drive=NAME[,id=NAME][,iothread=NAME][,serial=TEXT][,logical_block_size=N]...`: the disk of that `-drive`, which comes
 /// behind those that no device has named yet.
 ///
 /// # Errors
 /// A mistake of the user's, by its key; a drive that is not there, or is another device's.
 pub fn device(text: &str, spec: &mut VmSpec, named: &mut Vec<String>) -> Result<()> {
-    let keys = ["driver", "drive", "id", "iothread", "serial", "num-queues", "queue-size", "bootindex"];
+    let keys = [
+        "driver",
+        "drive",
+        "id",
+        "iothread",
+        "serial",
+        "logical_block_size",
+        "physical_block_size",
+        "num-queues",
+        "queue-size",
+        "bootindex",
+    ];
     let pairs = KeyValues::read("-device", text, &keys, |place, item| (place == 0).then_some(("driver", item)))?;
     let name = pairs.require("drive", "the id of a -drive", short_text)?;
     if named.contains(&name) {
@@ -31,9 +42,12 @@ pub fn device(text: &str, spec: &mut VmSpec, named: &mut Vec<String>) -> Result<
     let mut drive = spec.drives[place].clone();
     let iothread = pairs.get("iothread", "the id of an iothread", short_text)?;
     let serial = pairs.get("serial", "text of at most 20 bytes", serial_number)?;
+    let (logical, physical) = block_sizes(&pairs)?;
     for (key, twice) in [
         ("iothread", iothread.is_some() && drive.iothread.is_some()),
         ("serial", serial.is_some() && drive.serial.is_some()),
+        ("logical_block_size", logical.is_some() && drive.logical_block.is_some()),
+        ("physical_block_size", physical.is_some() && drive.physical_block.is_some()),
     ] {
         if twice {
             return Err(pairs.mistake(format!("drive {name:?} has its {key:?} already; accepted: one of the two")));
@@ -41,6 +55,8 @@ pub fn device(text: &str, spec: &mut VmSpec, named: &mut Vec<String>) -> Result<
     }
     drive.iothread = iothread.or(drive.iothread);
     drive.serial = serial.or(drive.serial);
+    drive.logical_block = logical.or(drive.logical_block);
+    drive.physical_block = physical.or(drive.physical_block);
     // What is so anyway; there is no firmware that would boot from a disk.
     pairs.get("num-queues", "1", |count| (count == "1").then_some(()))?;
     pairs.get("queue-size", QUEUE_SIZE, |size| (size == QUEUE_SIZE).then_some(()))?;

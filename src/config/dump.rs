@@ -135,6 +135,8 @@ fn drive(asked: &DriveSpec) -> Value {
     drive.add("read_only", asked.access == Access::ReadOnly);
     drive.add("direct", asked.cache == Cache::Direct);
     drive.add_some("serial_num", asked.serial.as_deref());
+    drive.add_some("logical_block_size", asked.logical_block);
+    drive.add_some("physical_block_size", asked.physical_block);
     drive.add_some("iothread", asked.iothread.as_deref());
     drive.add_some(
         "aio",

@@ -112,6 +112,8 @@ fn parts() -> Vec<(&'static str, Part)> {
         ("read_only", "readonly", Bool),
         ("direct", "direct", Bool),
         ("serial_num", "serial", Text),
+        ("logical_block_size", "logical_block_size", Number),
+        ("physical_block_size", "physical_block_size", Number),
         ("iothread", "iothread", Text),
         ("iops", "iops", Number),
         ("aio", "aio", Text),

@@ -140,7 +140,7 @@ fn an_empty_object_says_nothing() {
 #[test]
 fn what_is_wrong_is_said_with_its_place_and_with_what_is_accepted() {
     let flag = "true or false, or a text: on, yes, true, off, no, false";
-    let keys = "drive_id, path_on_host, read_only, direct, serial_num, iothread, iops, aio, throttling";
+    let keys = "drive_id, path_on_host, read_only, direct, serial_num, logical_block_size, physical_block_size, iothread, iops, aio, throttling";
     for (text, sentence) in [
         ("[]", "1:1: this is an array; accepted: an object, {...}".to_owned()),
         (r#"{"drives": []}"#, "1:2: unknown key \"drives\" (did you mean \"drive\"?); accepted keys: boot-source, machine-config, drive, net, console, vsock, serial, iothread, balloon, rng, rng_source, chardev, name, qmp, log, pidfile, daemonize, freeze, no_reboot, $schema".into()),

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use super::keyvalue::{KeyValues, decimal};
 use super::spec::{
-    Access, Aio, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec, KernelFormat, MAX_CPUS, MAX_MEMORY_BYTES,
-    MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES, MAX_VIRTIO_DEVICES, MIN_BALLOON_BYTES,
-    MIN_MEMORY_BYTES, PRESSURE, SerialSpec, VmSpec,
+    Access, Aio, AutoSpec, BalloonSpec, Cache, DriveSpec, IothreadSpec, KernelFormat, LOGICAL_BLOCKS, MAX_CPUS,
+    MAX_MEMORY_BYTES, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_PHYSICAL_BLOCK, MAX_SERIAL_BYTES, MAX_SOCKET_PATH_BYTES,
+    MAX_VIRTIO_DEVICES, MIN_BALLOON_BYTES, MIN_MEMORY_BYTES, PRESSURE, SerialSpec, VmSpec,
 };
 use crate::error::{Error, Result};
 use crate::qos::{Limit, Limits, MAX_BPS, MAX_BURST_SECONDS, MAX_IOPS, Quantity, Spelling};
@@ -210,6 +210,7 @@ pub(super) fn drive_of(pairs: &KeyValues<'_>, spelling: Spelling) -> Result<Driv
         drive.cache = Cache::Buffered;
     }
     drive.serial = pairs.get("serial", "text of at most 20 bytes", serial_number)?;
+    (drive.logical_block, drive.physical_block) = block_sizes(pairs)?;
     drive.iothread = pairs.get("iothread", "the id of an -iothread", short_text)?;
     let aio = pairs.get("aio", "io_uring, threads, native", |aio| match aio {
         "io_uring" => Some(Aio::IoUring),
@@ -227,9 +228,33 @@ pub(super) fn drive_of(pairs: &KeyValues<'_>, spelling: Spelling) -> Result<Driv
     Ok(drive)
 }
 
+/// `logical_block_size=` and `physical_block_size=`, in bytes.
+pub(super) fn block_sizes(pairs: &KeyValues<'_>) -> Result<(Option<u32>, Option<u32>)> {
+    let parse = |text| u32::try_from(decimal(text)?).ok();
+    let logical = pairs
+        .get("logical_block_size", "512, 4096", |text| parse(text).filter(|bytes| LOGICAL_BLOCKS.contains(bytes)))?;
+    let accepted = format!("a power of two from 512 to {MAX_PHYSICAL_BLOCK}");
+    let physical = pairs.get("physical_block_size", &accepted, |text| {
+        parse(text).filter(|bytes| bytes.is_power_of_two() && (512..=MAX_PHYSICAL_BLOCK).contains(bytes))
+    })?;
+    Ok((logical, physical))
+}
+
 /// The keys of a drive but for the `throttling.` ones.
-const DRIVE_KEYS: [&str; 10] =
-    ["id", "file", "readonly", "direct", "serial", "iothread", "aio", "format", "if", "iops"];
+const DRIVE_KEYS: [&str; 12] = [
+    "id",
+    "file",
+    "readonly",
+    "direct",
+    "serial",
+    "logical_block_size",
+    "physical_block_size",
+    "iothread",
+    "aio",
+    "format",
+    "if",
+    "iops",
+];
 
 const THROTTLING: Spelling = Spelling::CommandLine;
 

@@ -103,6 +103,11 @@ fn a_drive_without_id_or_file_or_with_a_wrong_property_is_refused() {
         ("id=a,file=f,serial=012345678901234567890", "accepted: text of at most 20 bytes"),
         ("id=a,file=f,serial=äöüäöüäöüäö", "accepted: text of at most 20 bytes"),
         ("id=a,file=f,aio=off", "accepted: io_uring, threads, native"),
+        ("id=a,file=f,logical_block_size=1024", "accepted: 512, 4096"),
+        ("id=a,file=f,logical_block_size=4k", "accepted: 512, 4096"),
+        ("id=a,file=f,physical_block_size=256", "a power of two from 512 to 2097152"),
+        ("id=a,file=f,physical_block_size=4194304", "a power of two from 512 to 2097152"),
+        ("id=a,file=f,physical_block_size=3000", "a power of two from 512 to 2097152"),
         ("id=a,file=f,format=qcow2", "accepted: raw"),
         ("id=a,file=f,if=virtio", "accepted: none"),
         ("id=a,file=f,readonyl=on", "did you mean \"readonly\"?"),
@@ -399,7 +404,8 @@ fn a_drive_may_be_of_a_group() {
 
 #[test]
 fn an_unknown_key_is_answered_with_the_keys_of_its_family() {
-    let own = "accepted keys: id, file, readonly, direct, serial, iothread, aio, format, if, iops, throttling.KEY";
+    let own = "accepted keys: id, file, readonly, direct, serial, logical_block_size, \
+               physical_block_size, iothread, aio, format, if, iops, throttling.KEY";
     assert!(refused_limits("size=1").ends_with(own));
     assert!(refused_limits("iops.total=1").ends_with(own));
     let refused = refused_limits("throttling.iops-totl=1");

@@ -29,6 +29,10 @@ pub const DEFAULT_MEMORY_BYTES: u64 = 256 << 20;
 pub const MAX_NAME_CHARS: usize = 255;
 /// The longest serial number of a disk, in bytes: the answer to VIRTIO_BLK_T_GET_ID (virtio 1.2, section 5.2.6).
 pub const MAX_SERIAL_BYTES: usize = 20;
+/// The logical blocks that a disk may have, in bytes: the first is the default.
+pub const LOGICAL_BLOCKS: [u32; 2] = [512, 4096];
+/// The largest physical block of a disk, in bytes, as in QEMU.
+pub const MAX_PHYSICAL_BLOCK: u32 = 2 << 20;
 /// The longest path of a file, in bytes: the kernel's PATH_MAX without its NUL.
 pub const MAX_PATH_BYTES: usize = 4095;
 /// The longest path of a Unix socket, in bytes: `sun_path` without its NUL (unix(7)).
@@ -172,6 +176,11 @@ pub struct DriveSpec {
     pub cache: Cache,
     /// What the guest reads as the disk's serial number: at most 20 bytes.
     pub serial: Option<String>,
+    /// `logical_block_size=`: the unit of the guest's requests in bytes, 512 or 4096; 512 if not given.
+    pub logical_block: Option<u32>,
+    /// `physical_block_size=` in bytes: a power of two from the logical block to [`MAX_PHYSICAL_BLOCK`]; what the host's
+    /// device says if not given.
+    pub physical_block: Option<u32>,
     /// The id of the iothread that serves it (rules D1.6, D1.8); the main loop if none.
     pub iothread: Option<String>,
     /// `aio=`.
@@ -191,6 +200,8 @@ impl DriveSpec {
             access: Access::ReadWrite,
             cache: Cache::Direct,
             serial: None,
+            logical_block: None,
+            physical_block: None,
             iothread: None,
             aio: Aio::Auto,
             limits: Limits::default(),

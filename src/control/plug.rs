@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use self::nics::{Netdevs, NicNews};
 use super::run::Message;
-use crate::config::spec::{Access, Aio, Cache, DriveSpec, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_VIRTIO_DEVICES};
+use crate::config::spec::{
+    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_VIRTIO_DEVICES,
+};
 use crate::devices::block::Order;
 use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost, Sender};
@@ -209,6 +211,13 @@ impl Plug {
         }
         check_name("id", id)?;
         check_free(id, inventory)?;
+        if let Some(size) = asked.logical_block_size.filter(|&size| size != LOGICAL_BLOCKS[0]) {
+            return Err(Error::usage(format!(
+                "Parameter 'logical_block_size' does not accept value '{size}': a hot-plugged disk has the {}-byte blocks \
+                 that the driver has read from the empty slot; use -drive ...,logical_block_size={size} at the start",
+                LOGICAL_BLOCKS[0]
+            )));
+        }
         let wanted = asked.drive.as_ref().unwrap_or(id);
         let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);
         let node = place.ok_or_else(|| {

@@ -14,15 +14,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::devices::counters::add;
-use crate::disk::{Disk, Op, Segment, Submitted};
+use crate::disk::{Disk, Op, Segment, Submitted, Topology};
 use crate::error::{Context, Result};
 use crate::event::{Cx, Done, Event, Receiver, Sender, channel};
 use crate::memory::GuestRam;
@@ -348,6 +348,7 @@ impl Table {
 /// What a disk offers its driver.
 fn features(read_only: bool) -> u64 {
     let features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+    let features = features | 1 << VIRTIO_BLK_F_TOPOLOGY;
     if read_only {
         features | 1 << VIRTIO_BLK_F_RO
     } else {
@@ -355,15 +356,21 @@ fn features(read_only: bool) -> u64 {
     }
 }
 
-/// Section 5.2.4: a disk of so many sectors and of blocks of so many bytes.
-fn write_config(page: &Page, sectors: u64, block: u32) {
+/// Section 5.2.4: a disk of this many sectors of 512 bytes.
+fn write_config(page: &Page, sectors: u64, topology: &Topology) {
+    let block = topology.logical_block;
+    let blocks = |bytes: u32| bytes / block;
     page.set_config(CAPACITY, &sectors.to_le_bytes());
     page.set_config(12, &SEG_MAX.to_le_bytes());
     page.set_config(20, &block.to_le_bytes());
+    // The topology: both kinds of block are powers of two, and the physical one is not the smaller.
+    page.set_config(24, &[blocks(topology.physical_block).trailing_zeros() as u8]);
+    page.set_config(26, &u16::try_from(blocks(topology.minimum_io)).unwrap_or(0).to_le_bytes());
+    page.set_config(28, &blocks(topology.optimal_io).to_le_bytes());
     page.set_config(34, &1u16.to_le_bytes());
     page.set_config(36, &UNMAP_SECTORS.to_le_bytes());
     page.set_config(40, &1u32.to_le_bytes());
-    page.set_config(44, &(block / SECTOR as u32).to_le_bytes());
+    page.set_config(44, &(topology.physical_block / SECTOR as u32).to_le_bytes());
     page.set_config(48, &UNMAP_SECTORS.to_le_bytes());
     page.set_config(52, &1u32.to_le_bytes());
     page.set_config(56, &[1]);
@@ -392,7 +399,7 @@ impl Device for Block {
     }
 
     fn write_config(&self, page: &Page) {
-        write_config(page, self.disk.sectors(), self.disk.block_size());
+        write_config(page, self.disk.sectors(), &self.disk.topology());
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {

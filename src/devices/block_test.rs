@@ -134,12 +134,24 @@ fn the_configuration_tells_the_capacity_in_sectors_and_the_limits() {
     let word = |at: u64| rig.guest.read(reg::CONFIG + at);
     assert_eq!([word(0), word(4)], [SECTORS as u32, 0]);
     assert_eq!([word(12), word(20)], [254, 512], "segments and block size");
+    assert_eq!([word(24), word(28)], [0, 0], "topology");
     assert_eq!([word(36), word(40), word(44)], [UNMAP_SECTORS, 1, 1], "discard");
     assert_eq!([word(48), word(52), word(56)], [UNMAP_SECTORS, 1, 1], "write zeroes");
     let (writable, read_only) = (rig.guest.offered(), Rig::with(Access::ReadOnly).guest.offered());
     let changes = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
     assert_eq!((writable & changes, writable >> VIRTIO_BLK_F_RO & 1), (changes, 0));
     assert_eq!((read_only & changes, read_only >> VIRTIO_BLK_F_RO & 1), (0, 1));
+}
+
+#[test]
+fn topology_counts_in_logical_blocks() {
+    let rig = Rig::new();
+    let topology = Topology { logical_block: 4096, physical_block: 16384, minimum_io: 65536, optimal_io: 1 << 20 };
+    write_config(&rig.guest.page, SECTORS, &topology);
+    let word = |at: u64| rig.guest.read(reg::CONFIG + at);
+    assert_eq!([word(20), word(24), word(28)], [4096, 2 | 16 << 16, 256]);
+    assert_eq!(word(44), 32, "discards aligned to a physical block");
+    assert_ne!(rig.guest.offered() & 1 << VIRTIO_BLK_F_TOPOLOGY, 0);
 }
 
 #[test]

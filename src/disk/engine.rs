@@ -23,7 +23,7 @@ use crate::sys::io::{self as sys_io, IoVec, Wait};
 #[derive(Clone, Copy)]
 pub(super) struct Call {
     pub(super) work: Work,
-    /// On the file description that goes through the page cache, if the disk has two.
+    /// A read or write on the file description that goes through the page cache, if the disk has two.
     pub(super) cached: bool,
     /// So long that even copying it should not happen on the loop's thread.
     pub(super) long: bool,
@@ -34,6 +34,7 @@ pub(super) enum Work {
     Read { iov: *const IoVec, count: usize, offset: u64 },
     Write { iov: *const IoVec, count: usize, offset: u64 },
     Sync,
+    Discard { offset: u64, len: u64 },
     Allocate { mode: i32, offset: u64, len: u64 },
 }
 
@@ -53,7 +54,8 @@ impl Call {
             Work::Write { iov, count, offset } => unsafe {
                 sys_io::write_at(fd, std::slice::from_raw_parts(iov, count), offset)
             },
-            Work::Sync => file.get(self.cached).sync_data().map(|()| 0),
+            Work::Sync => file.sync().map(|()| 0),
+            Work::Discard { offset, len } => file.discard(offset, len).map(|()| 0),
             Work::Allocate { mode, offset, len } => sys_io::fallocate(fd, mode, offset, len).map(|()| 0),
         }
     }

@@ -30,7 +30,7 @@ fn only_a_regular_file_or_block_device_of_a_sector_or_more_is_a_disk() {
     assert!(refusal(&spec(&fifo)).contains("No such file"));
     assert!(!fifo.exists(), "a missing file is not created");
     let tiny = TestFile::new(true, &[0; 511]);
-    assert!(refusal(&spec(&tiny.0)).contains("511 bytes, less than one sector"));
+    assert!(refusal(&spec(&tiny.0)).contains("511 bytes, less than one block of 512"));
 }
 
 #[test]
@@ -121,12 +121,20 @@ fn a_full_file_system_gives_enospc_and_the_disk_goes_on() {
 #[test]
 fn direct_io_that_a_file_system_cannot_do_is_refused_with_the_way_out() {
     let Some((mount, directory)) = private_directory("ramfs", "") else { return };
+    let [layer, other] = ["layer", "other"].map(|name| directory.join(name));
+    [&layer, &other].into_iter().for_each(|path| std::fs::create_dir(path).unwrap());
+    std::fs::write(layer.join("disk"), [0; 4096]).unwrap();
+    let in_memory = DriveSpec { cache: Cache::Direct, ..spec(&layer.join("disk")) };
+    Disk::open(&in_memory, ram()).expect("memory has no page cache to go round");
+    // The same through another file system, which is not known to be memory.
     let path = directory.join("disk");
-    std::fs::write(&path, [0; 4096]).unwrap();
-    let text = refusal(&DriveSpec { cache: Cache::Direct, ..spec(&path) });
-    assert!(text.contains("say direct=off"), "{text}");
-    Disk::open(&spec(&path), ram()).unwrap();
-    drop(mount);
+    let direct = DriveSpec { file: path.clone(), access: Access::ReadOnly, ..in_memory };
+    let layers = format!("lowerdir={}:{}", layer.display(), other.display());
+    let overlay = Mount::new("overlay", &layers, &directory).unwrap();
+    let text = refusal(&direct);
+    assert!(text.contains("does not support direct I/O: use direct=off"), "{text}");
+    Disk::open(&DriveSpec { cache: Cache::Buffered, ..direct }, ram()).unwrap();
+    drop((overlay, mount));
     std::fs::remove_dir(directory).unwrap();
 }
 

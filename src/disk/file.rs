@@ -3,11 +3,13 @@
 //! The content is never looked at: a raw disk whose guest writes another format's header stays a raw disk. Used by the
 //! main thread at open; afterwards the open file is read by the disk's thread and its helpers.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
@@ -15,21 +17,32 @@ use super::bounce::BOUNCE_BYTES;
 use super::engine::{Call, Work};
 use super::lock;
 use super::request::{Kind, Request, Route};
-use crate::config::spec::{Access, Cache, DriveSpec};
+use crate::config::spec::{Access, Cache, DriveSpec, MAX_PHYSICAL_BLOCK};
 use crate::error::{Context, Error, Result};
+use crate::sys::block_device::{self, Geometry};
 use crate::sys::io::{self as sys_io, IoVec, Wait};
 
+/// How long a block device may be busy before it is refused.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// `fallocate(2)`'s way to give the space of a range back.
+pub(super) const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// The largest alignment of memory that our own buffers have.
 const PAGE_BYTES: u32 = 4096;
 
 /// An open, locked file and the facts about it that do not change.
 pub(super) struct DiskFile {
+    /// As the user wants it used: with `O_DIRECT`, and a writable block device with `O_EXCL`, so that nothing else on the
+    /// host mounts it or takes it for swap or device mapper meanwhile.
     file: File,
-    /// With `direct=on`: the same file through the page cache, for what `O_DIRECT` cannot do.
-    cached: Option<File>,
-    /// In bytes, a multiple of 512. It only grows.
+    /// The first open of the same file, if `file` is a second one: through the page cache. It holds the lock.
+    first: Option<File>,
+    direct: bool,
+    /// A block device, which takes a discard by ioctl(2) only.
+    pub(super) is_block_device: bool,
+    /// In bytes, a multiple of the logical block. It only grows.
     capacity: AtomicU64,
-    /// The file lives in memory: no access to it waits for a disk.
+    topology: Topology,
+    /// A regular file that lives in memory: no access to it waits for a disk.
     pub(super) in_memory: bool,
     /// The file system keeps the promise of `RWF_NOWAIT`. Others wait even when asked not to, some (FUSE) also when
     /// io_uring asks, so nothing is tried on the loop's thread.
@@ -37,6 +50,24 @@ pub(super) struct DiskFile {
     /// What `O_DIRECT` asks of addresses, and of offsets and lengths: powers of two.
     memory_alignment: u32,
     offset_alignment: u32,
+}
+
+/// The sizes that the guest is told, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// The unit of the guest's requests: 512 or 4096.
+    pub logical_block: u32,
+    /// The smallest write that is done without reading first: a power of two, not below the logical block.
+    pub physical_block: u32,
+    /// The preferred granularity of random requests; 0 if unknown.
+    pub minimum_io: u32,
+    /// The preferred size of long requests; 0 if unknown.
+    pub optimal_io: u32,
+}
+
+impl Topology {
+    /// Of a disk that consists of sectors of 512 bytes and says no more.
+    pub const SECTORS: Topology = Topology { logical_block: 512, physical_block: 512, minimum_io: 0, optimal_io: 0 };
 }
 
 fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
@@ -56,11 +87,40 @@ fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
     Ok(file)
 }
 
+/// Tries until it succeeds, for [`PATIENCE`] at most: udev and other programs that look at a new block device lock it or have
+/// it open for a moment.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < until => thread::sleep(PATIENCE / 50),
+            result => return result,
+        }
+    }
+}
+
+/// The refusal of a block device that something else on the host has.
+fn in_use(spec: &DriveSpec, facts: &Metadata, error: Error) -> Error {
+    let user = block_device::user_of(facts).map(|user| format!(" ({user})")).unwrap_or_default();
+    Error::host(format!("{:?} is in use on this host{user}: release it, or use readonly=on", spec.file)).because(error)
+}
+
 fn no_direct(spec: &DriveSpec) -> Error {
     Error::host(format!(
-        "the file system of {:?} cannot do direct I/O: say direct=off, or in QMP \"cache\":{{\"direct\":false}}",
+        "the file system of {:?} does not support direct I/O: use direct=off, or in QMP \"cache\":{{\"direct\":false}}",
         spec.file
     ))
+}
+
+/// A block device that is opened for writing must accept writes.
+fn check_writable(spec: &DriveSpec, device: &File) -> Result<()> {
+    match block_device::is_read_only(device.as_fd()).context(|| format!("{:?}: BLKROGET", spec.file))? {
+        false => Ok(()),
+        true => Err(Error::host(format!(
+            "{:?} is a read-only block device: use readonly=on, or make it writable (blockdev --setrw)",
+            spec.file
+        ))),
+    }
 }
 
 impl DiskFile {
@@ -68,24 +128,39 @@ impl DiskFile {
         let context = || format!("{:?}", spec.file);
         let mut file = open(spec, 0)?;
         let kind = file.metadata().context(context)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
+        let is_block_device = kind.is_block_device();
+        if !kind.is_file() && !is_block_device {
             return Err(Error::host(format!("{:?} is neither a regular file nor a block device", spec.file)));
         }
-        lock::take(&file, &spec.file, spec.access)?;
+        let claim = is_block_device && spec.access == Access::ReadWrite;
+        if claim {
+            check_writable(spec, &file)?;
+        }
+        let lock = || lock::take(&file, &spec.file, spec.access);
+        if is_block_device { patiently(lock) } else { lock() }?;
         // The length of a block device is where its end is.
         let size = file.seek(SeekFrom::End(0)).context(context)?;
-        let capacity = size & !511;
+        let block = spec.logical_block.unwrap_or(Topology::SECTORS.logical_block);
+        let capacity = size - size % u64::from(block);
         if capacity == 0 {
-            return Err(Error::host(format!("{:?} has {size} bytes, less than one sector of 512", spec.file)));
+            return Err(Error::host(format!("{:?} has {size} bytes, less than one block of {block}", spec.file)));
         }
         if capacity != size {
-            log::info!("drive \"{}\": the last {} bytes are not a sector and are left out", spec.id, size - capacity);
+            log::info!(
+                "drive \"{}\": the last {} bytes are not a whole block and are not used",
+                spec.id,
+                size - capacity
+            );
         }
         let in_memory = sys_io::is_in_memory(file.as_fd());
         let mut disk = DiskFile {
             file,
-            cached: None,
+            first: None,
+            // A file in memory has no page cache to go round.
+            direct: spec.cache == Cache::Direct && !in_memory,
+            is_block_device,
             capacity: AtomicU64::new(capacity),
+            topology: Topology { logical_block: block, ..Topology::SECTORS },
             in_memory,
             prompt: false,
             memory_alignment: 1,
@@ -93,20 +168,35 @@ impl DiskFile {
         };
         // There is nothing to read behind the end, so this touches no disk: it only asks whether the flag is known.
         disk.prompt = disk.try_read(1, 1 << 60, Wait::Refused).is_ok();
-        if spec.cache == Cache::Direct {
-            disk.make_direct(spec)?;
+        let flags = if claim { libc::O_EXCL } else { 0 } | if disk.direct { libc::O_DIRECT } else { 0 };
+        if flags != 0 {
+            disk.open_again(spec, flags)?;
         }
+        if disk.direct {
+            disk.find_alignments(spec)?;
+        }
+        disk.topology = disk.find_topology(spec).context(context)?;
         Ok(disk)
     }
 
-    fn make_direct(&mut self, spec: &DriveSpec) -> Result<()> {
-        let direct = open(spec, libc::O_DIRECT)?;
-        if self.in_memory {
-            // There is no page cache to go round: memory is where the file is.
-            return Ok(());
+    /// Opens the file a second time, with the flags that a first look at it must not have.
+    fn open_again(&mut self, spec: &DriveSpec, flags: i32) -> Result<()> {
+        let context = || format!("{:?}", spec.file);
+        let facts = self.file.metadata().context(context)?;
+        let again = match flags & libc::O_EXCL {
+            0 => open(spec, flags)?,
+            _ => patiently(|| open(spec, flags)).map_err(|error| in_use(spec, &facts, error))?,
+        };
+        let identity = |facts: &Metadata| (facts.dev(), facts.ino(), facts.rdev());
+        if identity(&again.metadata().context(context)?) != identity(&facts) {
+            return Err(Error::host(format!("{:?} was replaced while it was opened: try again", spec.file)));
         }
-        let said = sys_io::direct_alignment(direct.as_fd()).context(|| format!("{:?}", spec.file))?;
-        self.cached = Some(std::mem::replace(&mut self.file, direct));
+        self.first = Some(std::mem::replace(&mut self.file, again));
+        Ok(())
+    }
+
+    fn find_alignments(&mut self, spec: &DriveSpec) -> Result<()> {
+        let said = sys_io::direct_alignment(self.file.as_fd()).context(|| format!("{:?}", spec.file))?;
         (self.memory_alignment, self.offset_alignment) = match said {
             Some(said) => said,
             None => self.try_alignments().ok_or_else(|| no_direct(spec))?,
@@ -116,6 +206,23 @@ impl DiskFile {
             return Err(no_direct(spec));
         }
         Ok(())
+    }
+
+    /// What the guest is told of the disk's blocks: what the user wants, else what the host's device says. The logical block
+    /// never follows the host's: a disk moved to another device must keep its partition table, which counts in such blocks.
+    fn find_topology(&self, spec: &DriveSpec) -> io::Result<Topology> {
+        let logical_block = self.topology.logical_block;
+        let host = match self.is_block_device {
+            true => block_device::geometry(self.file.as_fd())?,
+            false => Geometry::default(),
+        };
+        let found = host.physical_block.max(self.offset_alignment).max(logical_block);
+        let physical_block = match spec.physical_block {
+            Some(asked) => asked,
+            None if found.is_power_of_two() && found <= MAX_PHYSICAL_BLOCK => found,
+            None => logical_block,
+        };
+        Ok(Topology { logical_block, physical_block, minimum_io: host.minimum_io, optimal_io: host.optimal_io })
     }
 
     /// Where nobody says what is asked, reads at the start of the file find out.
@@ -138,12 +245,21 @@ impl DiskFile {
         self.capacity.load(Relaxed)
     }
 
+    /// Discards a range; a file system or device that cannot says `EOPNOTSUPP`, `EINVAL` or the like. It may wait.
+    pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        match self.is_block_device {
+            true => block_device::discard(self.file.as_fd(), offset, len),
+            false => sys_io::fallocate(self.file.as_fd(), PUNCH_HOLE, offset, len),
+        }
+    }
+
     /// Makes a regular file `bytes` long, or looks how long a block device has become; the new capacity. It may wait.
     pub(super) fn grow(&self, bytes: u64) -> Result<u64> {
         let facts = self.file.metadata().context(|| "look at the file")?;
         let capacity = self.capacity();
-        if !bytes.is_multiple_of(512) {
-            return Err(Error::usage(format!("{bytes} bytes are no whole sectors; accepted: a multiple of 512")));
+        let block = u64::from(self.topology.logical_block);
+        if !bytes.is_multiple_of(block) {
+            return Err(Error::usage(format!("{bytes} bytes: the size must be a multiple of {block}")));
         }
         if bytes < capacity {
             return Err(Error::usage(format!(
@@ -159,7 +275,8 @@ impl DiskFile {
             }
             bytes
         } else {
-            let size = (&self.file).seek(SeekFrom::End(0)).context(|| "look for the end of the block device")? & !511;
+            let size = (&self.file).seek(SeekFrom::End(0)).context(|| "look for the end of the block device")?;
+            let size = size - size % block;
             if size < bytes {
                 return Err(Error::usage(format!(
                     "the block device has {size} bytes, and who made it must make it larger first; accepted: a size up to \
@@ -179,19 +296,21 @@ impl DiskFile {
 
     /// The file as the user wants it used, or through the page cache.
     pub(super) fn get(&self, cached: bool) -> &File {
-        match &self.cached {
-            Some(file) if cached => file,
-            _ => &self.file,
-        }
+        self.first.as_ref().filter(|_| cached).unwrap_or(&self.file)
+    }
+
+    /// Gives the lock back before the last descriptor is closed.
+    pub(super) fn unlock(&self) {
+        // The lock cannot be worse than it is if this fails.
+        let _ = self.get(true).unlock();
     }
 
     pub(super) fn is_direct(&self) -> bool {
-        self.cached.is_some()
+        self.direct
     }
 
-    /// What offset and length should be multiples of, in bytes.
-    pub(super) fn block_size(&self) -> u32 {
-        self.offset_alignment.max(512)
+    pub(super) fn topology(&self) -> Topology {
+        self.topology
     }
 
     /// The way that a request must take.

@@ -13,6 +13,8 @@ mod ring;
 mod threads;
 
 #[cfg(test)]
+mod block_device_test;
+#[cfg(test)]
 mod disk_test;
 #[cfg(test)]
 mod fault_test;
@@ -35,6 +37,7 @@ use crate::sys::io::Wait;
 use bounce::Bounces;
 use engine::{Call, Engine};
 use file::DiskFile;
+pub use file::Topology;
 use request::{Kind, Request, Route, Step};
 
 /// The most requests a disk has in flight; a device's queue must not be longer.
@@ -211,9 +214,9 @@ impl Disk {
         self.access == Access::ReadOnly
     }
 
-    /// The block size to tell the guest, in bytes: requests that keep to it take the short way.
-    pub fn block_size(&self) -> u32 {
-        self.file.block_size()
+    /// The sizes to tell the guest. A request that is not a multiple of the physical block may take longer.
+    pub fn topology(&self) -> Topology {
+        self.file.topology()
     }
 
     /// Rings when [`poll`](Self::poll) should be called. To be watched edge-triggered; nobody reads it.
@@ -409,8 +412,8 @@ impl Drop for Disk {
         self.engine = None;
         let flight = &mut self.flight;
         if flight.running == 0 {
-            // A thread that is just ending may still have the file open. The lock cannot be worse than it is if this fails.
-            let _ = self.file.get(true).unlock();
+            // A thread that is just ending may still have the file open.
+            self.file.unlock();
         } else {
             log::warn!("drive \"{}\": closed with {} requests in flight", self.id, flight.running);
             let (slots, bounces) = (std::mem::take(&mut flight.slots), std::mem::take(&mut flight.bounces));

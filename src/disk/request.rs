@@ -11,6 +11,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::bounce::{BOUNCE_BYTES, Bounces, ZERO_BYTES};
 use super::engine::{Call, Work};
+use super::file::PUNCH_HOLE;
 use super::{GuestRam, IN_PLACE_BYTES, Op, Segment};
 use crate::sys::io::IoVec;
 
@@ -126,14 +127,15 @@ impl Request {
                 self.transfer(self.own.as_slice())
             }
             Kind::Flush => Work::Sync,
-            Kind::Discard | Kind::Zero { unmap: true } => {
-                Work::Allocate { mode: libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len }
-            }
+            Kind::Discard => Work::Discard { offset, len },
+            Kind::Zero { unmap: true } => Work::Allocate { mode: PUNCH_HOLE, offset, len },
             Kind::Zero { unmap: false } => {
                 Work::Allocate { mode: libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, len }
             }
         };
-        Call { work, cached: self.route == Route::Alone, long: len > IN_PLACE_BYTES }
+        // What takes no memory goes to the first choice of the two descriptors: see `DiskFile::file`.
+        let cached = self.route == Route::Alone && matches!(work, Work::Read { .. } | Work::Write { .. });
+        Call { work, cached, long: len > IN_PLACE_BYTES }
     }
 
     fn transfer(&self, iov: &[IoVec]) -> Work {

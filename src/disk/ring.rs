@@ -15,7 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::MAX_IN_FLIGHT;
 use super::engine::{Call, Engine, Work};
-use super::file::DiskFile;
+use super::file::{DiskFile, PUNCH_HOLE};
+use super::threads::Threads;
 use crate::sys::io::{IoVec, MAX_IOVECS};
 
 /// One disk's ring. Dropping it waits for nothing: the kernel cancels what it can and lets the rest run out.
@@ -24,6 +25,9 @@ pub(super) struct Ring {
     id: String,
     /// Not registered with the ring: the kernel takes rings apart at leisure, and would keep the drive's lock meanwhile.
     file: Arc<DiskFile>,
+    /// For the calls that io_uring cannot make: discards of a block device. Made by the first.
+    threads: Option<Threads>,
+    bell: Arc<EventFd>,
     complained: bool,
 }
 
@@ -34,7 +38,7 @@ pub(super) fn probe() -> io::Result<()> {
 
 impl Ring {
     /// A ring with room for every request, so that it is never full.
-    pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &EventFd) -> io::Result<Ring> {
+    pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &Arc<EventFd>) -> io::Result<Ring> {
         let entries = MAX_IN_FLIGHT as u32;
         let mut builder = IoUring::builder();
         builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
@@ -45,7 +49,8 @@ impl Ring {
         };
         // Not `register_eventfd_async`: it stays silent for what an interrupt completes, which is all of direct I/O.
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        Ok(Ring { ring, id: id.to_owned(), file: Arc::clone(file), complained: false })
+        let (id, file, bell) = (id.to_owned(), Arc::clone(file), Arc::clone(bell));
+        Ok(Ring { ring, id, file, threads: None, bell, complained: false })
     }
 
     /// Whether an enter would do something.
@@ -77,6 +82,7 @@ fn entry(call: Call, file: &DiskFile) -> squeue::Entry {
         Work::Write { iov, count, offset } => {
             opcode::Writev::new(fd, IoVec::as_raw(iov), ranges(count)).offset(offset).build()
         }
+        Work::Discard { offset, len } => opcode::Fallocate::new(fd, len).offset(offset).mode(PUNCH_HOLE).build(),
         Work::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         Work::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build(),
     };
@@ -88,6 +94,10 @@ fn entry(call: Call, file: &DiskFile) -> squeue::Entry {
 
 impl Engine for Ring {
     fn queue(&mut self, id: u32, call: Call) {
+        if matches!(call.work, Work::Discard { .. }) && self.file.is_block_device {
+            let make = || Threads::new(&self.id, &self.file, &self.bell);
+            return self.threads.get_or_insert_with(make).queue(id, call);
+        }
         let entry = entry(call, &self.file).user_data(u64::from(id));
         // SAFETY: by the rule of `Call`, the addresses stay good until the answer.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
@@ -106,9 +116,15 @@ impl Engine for Ring {
         if self.has_work() {
             self.enter();
         }
+        if let Some(threads) = &mut self.threads {
+            threads.push();
+        }
     }
 
     fn next(&mut self) -> Option<(u32, io::Result<usize>)> {
+        if let Some(answer) = self.threads.as_mut().and_then(Threads::next) {
+            return Some(answer);
+        }
         let entry = self.ring.completion().next()?;
         let result = usize::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
         Some((entry.user_data() as u32, result))
@@ -117,6 +133,6 @@ impl Engine for Ring {
     fn rest(&mut self) -> bool {
         // A locked instruction, so the kernel either sees the bell armed or we see what it has put down.
         self.ring.completion().enable_eventfd();
-        !self.has_work() && self.ring.completion().is_empty()
+        !self.has_work() && self.ring.completion().is_empty() && self.threads.as_mut().is_none_or(Threads::rest)
     }
 }

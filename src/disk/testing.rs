@@ -53,13 +53,23 @@ pub struct Mount(PathBuf);
 impl Mount {
     /// Needs the rights of root; where they are missing, a test says so and does without.
     pub fn new(kind: &str, options: &str, target: &Path) -> io::Result<Mount> {
-        let [kind, options, at] = [kind, options, target.to_str().unwrap()].map(|text| CString::new(text).unwrap());
+        Mount::of(kind, kind, options, target)
+    }
+
+    /// A file system of that kind on a block device.
+    pub fn device(kind: &str, device: &Path, target: &Path) -> io::Result<Mount> {
+        Mount::of(device.to_str().unwrap(), kind, "", target)
+    }
+
+    fn of(source: &str, kind: &str, options: &str, target: &Path) -> io::Result<Mount> {
+        let texts = [source, kind, options, target.to_str().unwrap()];
+        let [source, kind, options, at] = texts.map(|text| CString::new(text).unwrap());
         let private = libc::MS_REC | libc::MS_PRIVATE;
         // SAFETY: strings that live through the calls. The namespace is this thread's own and goes away with it.
         let mounted = unsafe {
             libc::unshare(libc::CLONE_NEWNS) == 0
                 && libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()) == 0
-                && libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) == 0
+                && libc::mount(source.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) == 0
         };
         if mounted { Ok(Mount(target.into())) } else { Err(io::Error::last_os_error()) }
     }

@@ -19,16 +19,24 @@ const STACK_BYTES: usize = 64 << 10;
 
 type Answer = (u32, io::Result<usize>);
 
+/// One call, and the file it is made on. A thread lets go of the file before it answers, so a disk with nothing in flight
+/// closes its file, and with it a claim on a block device, when it is dropped and not when the last thread has ended.
+struct Job {
+    id: u32,
+    call: Call,
+    file: Arc<DiskFile>,
+}
+
 /// One disk's threads. Dropping it waits for nothing: each thread ends when its call does.
 pub(super) struct Threads {
     id: String,
+    file: Arc<DiskFile>,
     shared: Arc<Shared>,
-    queued: Vec<(u32, Call)>,
+    queued: Vec<Job>,
     answers: VecDeque<Answer>,
 }
 
 struct Shared {
-    file: Arc<DiskFile>,
     bell: Arc<EventFd>,
     state: Mutex<State>,
     work: Condvar,
@@ -36,7 +44,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<(u32, Call)>,
+    jobs: VecDeque<Job>,
     answers: VecDeque<Answer>,
     threads: usize,
     idle: usize,
@@ -53,14 +61,15 @@ impl Shared {
     fn serve(&self) {
         let mut state = self.lock();
         while !state.closed {
-            let Some((id, call)) = state.jobs.pop_front() else {
+            let Some(Job { id, call, file }) = state.jobs.pop_front() else {
                 state.idle += 1;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
                 continue;
             };
             drop(state);
-            let result = call.run(&self.file, Wait::Allowed);
+            let result = call.run(&file, Wait::Allowed);
+            drop(file);
             state = self.lock();
             state.answers.push_back((id, result));
             if state.answers.len() == 1 {
@@ -73,9 +82,9 @@ impl Shared {
 
 impl Threads {
     pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &Arc<EventFd>) -> Threads {
-        let shared =
-            Shared { file: Arc::clone(file), bell: Arc::clone(bell), state: Mutex::default(), work: Condvar::new() };
-        Threads { id: id.to_owned(), shared: Arc::new(shared), queued: Vec::new(), answers: VecDeque::new() }
+        let shared = Shared { bell: Arc::clone(bell), state: Mutex::default(), work: Condvar::new() };
+        let (id, file) = (id.to_owned(), Arc::clone(file));
+        Threads { id, file, shared: Arc::new(shared), queued: Vec::new(), answers: VecDeque::new() }
     }
 
     /// Starts as many threads as there are jobs that nobody is free for. Without any thread the jobs fail.
@@ -93,7 +102,7 @@ impl Threads {
                 Err(error) => {
                     let errno = error.raw_os_error().unwrap_or(libc::ENOMEM);
                     log::error!("drive \"{}\": start a thread: {error}", self.id);
-                    let failed = state.jobs.drain(..).map(|(id, _)| (id, Err(io::Error::from_raw_os_error(errno))));
+                    let failed = state.jobs.drain(..).map(|job| (job.id, Err(io::Error::from_raw_os_error(errno))));
                     state.answers.extend(failed);
                 }
             }
@@ -103,7 +112,7 @@ impl Threads {
 
 impl Engine for Threads {
     fn queue(&mut self, id: u32, call: Call) {
-        self.queued.push((id, call));
+        self.queued.push(Job { id, call, file: Arc::clone(&self.file) });
     }
 
     fn push(&mut self) {

@@ -139,6 +139,10 @@ object! {
         "bus" => bus: Option<String>,
         /// Of no consequence: who has the file open is known by its lock.
         "share-rw" => share_rw: Option<bool>,
+        /// Bytes of the unit of requests: only 512, which the driver of an empty slot has read.
+        "logical_block_size" => logical_block_size: Option<u32>,
+        /// No effect: the driver has read that of the slot.
+        "physical_block_size" => physical_block_size: Option<u32>,
         /// Of no consequence: there are no other devices than modern ones.
         "disable-modern" => disable_modern: Option<bool>,
     }

@@ -179,7 +179,9 @@ pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether the file is known to live in memory, so that no access to it waits for a disk: tmpfs and ramfs.
+/// Whether a *regular* file is known to live in memory, so that no access to it waits for a disk: tmpfs and ramfs.
+///
+/// Of anything else fstatfs(2) tells the file system of its name: for a block device that of /dev, which is in memory.
 pub fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
     let mut facts = MaybeUninit::<libc::statfs>::zeroed();
@@ -187,7 +189,16 @@ pub fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
     let result = unsafe { libc::fstatfs(fd.as_raw_fd(), facts.as_mut_ptr()) };
     // SAFETY: plain integers, zeroed before and perhaps filled now.
     let magic = magic(&unsafe { facts.assume_init() });
-    result == 0 && (magic == libc::TMPFS_MAGIC || magic == RAMFS_MAGIC)
+    result == 0 && (magic == libc::TMPFS_MAGIC || magic == RAMFS_MAGIC) && is_regular(fd)
+}
+
+/// Whether fstat(2) says that it is a regular file.
+fn is_regular(fd: BorrowedFd<'_>) -> bool {
+    let mut facts = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the kernel fills the structure it is given.
+    let result = unsafe { libc::fstat(fd.as_raw_fd(), facts.as_mut_ptr()) };
+    // SAFETY: plain integers, zeroed before and perhaps filled now.
+    result == 0 && unsafe { facts.assume_init() }.st_mode & libc::S_IFMT == libc::S_IFREG
 }
 
 /// What `O_DIRECT` asks of the address in memory and of offset and length, in bytes (`STATX_DIOALIGN`, Linux 6.1).

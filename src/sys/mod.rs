@@ -3,6 +3,7 @@
 //! Nothing here knows of guests or devices. Any thread.
 #![allow(unsafe_code)]
 
+pub mod block_device;
 pub mod clock;
 pub mod daemon;
 pub mod io;

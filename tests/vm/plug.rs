@@ -195,6 +195,12 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
         ("blockdev-add", with(node("x", &spare), "cache", json!({"no-flush": true})), "GenericError", &["no-flush"]),
         ("device_add", with(device("spare", "0x1"), "iothread", json!("io1")), "GenericError", &["rule D1.5"]),
         ("device_add", with(device("spare", "0x1"), "throttling.iops-total", json!(5)), "GenericError", &["rule D2.5"]),
+        (
+            "device_add",
+            with(device("spare", "0x1"), "logical_block_size", json!(4096)),
+            "GenericError",
+            &["'4096'", "use -drive ...,logical_block_size=4096"],
+        ),
         ("device_add", device("spare", "0xzz"), "GenericError", &["'addr'", "'0xzz'", "free: 0x1, 0x3"]),
         ("device_add", device("spare", "-1"), "GenericError", &["'addr'", "'-1'"]),
         ("device_add", device("spare", ""), "GenericError", &["'addr'"]),
@@ -226,7 +232,8 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
     }
     assert_eq!((descriptors(&monitor), client.call("query-block")), before);
     // What was refused is possible afterwards.
-    client.call_with("device_add", &device("spare", "0x1"));
+    let sizes = with(device("spare", "0x1"), "logical_block_size", json!(512));
+    client.call_with("device_add", &with(sizes, "physical_block_size", json!(4096)));
     assert_eq!(client.call("query-block")[1]["device"], "spare");
 }
 

@@ -13,7 +13,8 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 
-use super::{Header, ID_BYTES, QUEUE_SIZE, SECTOR, features, write_config};
+use super::{Header, ID_BYTES, QUEUE_SIZE, features, write_config};
+use crate::disk::Topology;
 use crate::error::Result;
 use crate::event::{Cx, Event};
 use crate::memory::GuestRam;
@@ -66,7 +67,7 @@ impl Device for Vacant {
     }
 
     fn write_config(&self, page: &Page) {
-        write_config(page, 0, SECTOR as u32);
+        write_config(page, 0, &Topology::SECTORS);
     }
 
     fn attach(&mut self, _cx: &mut Cx<'_>) -> Result<()> {
