@@ -93,7 +93,8 @@ pub fn check_topology(typed: &mut Typed, disk: u32, device: &Path, block: u64) {
     const BLKIOOPT: u64 = 0x1279;
     const BLKPBSZGET: u64 = 0x127b;
     let file = std::fs::File::open(device).unwrap();
-    let [minimum, optimal, physical] = [BLKIOMIN, BLKIOOPT, BLKPBSZGET].map(|request| u64::from(host::told(&file, request)));
+    let [minimum, optimal, physical] =
+        [BLKIOMIN, BLKIOOPT, BLKPBSZGET].map(|request| u64::from(host::told(&file, request)));
     let told = typed.ask(&format!("tell {disk}"));
     let number = |key: &str| told.number(key);
     assert_eq!(number("has_topology"), 1);

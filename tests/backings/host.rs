@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 /// `ioctl(2)` whose argument is a number.
 pub fn ioctl(file: &File, request: u64, argument: u64) -> io::Result<i32> {
@@ -119,6 +120,9 @@ impl LoopDevice {
         let file = File::options().read(true).write(!how.read_only).open(image).unwrap();
         let flags = AUTOCLEAR | if how.read_only { READ_ONLY } else { 0 } | if how.direct { DIRECT_IO } else { 0 };
         let control = File::options().read(true).write(true).open("/dev/loop-control").unwrap();
+        // A device that another test is making would be claimed by us for a moment, and refused to its monitor.
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let number = ioctl(&control, LOOP_CTL_GET_FREE, 0).unwrap();
             let path = PathBuf::from(format!("/dev/loop{number}"));

@@ -44,7 +44,7 @@ pub fn run(words: Words) -> Outcome {
     let mut disks: [Option<Typed>; MOST_DISKS] = [const { None }; MOST_DISKS];
     let mut count = 0;
     for ((number, device), slot) in blk::disks(words).zip(&mut disks) {
-        let disk = Disk::start(number, device, KNOWN | F_TOPOLOGY, 64)?;
+        let disk = Disk::start(number, device, KNOWN, 64)?;
         *slot = Some(Typed { disk, data: memory::take(MOST_SECTORS * SECTOR), expected: None });
         count += 1;
     }

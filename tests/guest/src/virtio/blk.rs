@@ -27,6 +27,7 @@ pub const KNOWN: u64 = F_VERSION_1
     | F_RO
     | F_BLK_SIZE
     | F_FLUSH
+    | F_TOPOLOGY
     | F_DISCARD
     | F_WRITE_ZEROES;
 
