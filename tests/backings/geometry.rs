@@ -1,8 +1,6 @@
 //! Sector sizes: a guest's sectors are 512 bytes unless the user wants others, whatever the host's device has; what the
 //! device prefers is told as topology.
 
-use std::path::Path;
-
 use crate::host::{self, Loop, Memory};
 use crate::monitor::Setup;
 use crate::native::{SIZE, can, loop_device};
@@ -76,33 +74,14 @@ fn the_guest_is_told_what_the_host_says_of_its_device() {
         for rest in ["direct=on", "direct=off"] {
             let Some(setup) = Typed::setup() else { return };
             let mut typed = Typed::start(setup.drive("data", &device.path, rest));
-            check_topology(&mut typed, 0, &device.path, 512);
+            typed.check_topology(0, &device.path, 512);
             // The same of a disk that is plugged, in a slot that had none.
             let other = loop_device(&memory, "other.img", SIZE, Loop { sector, ..Loop::default() });
             typed.plug("plugged", &other.path, 1, rest == "direct=on", "io_uring");
-            check_topology(&mut typed, 1, &other.path, 512);
+            typed.check_topology(1, &other.path, 512);
             typed.quit();
         }
     }
-}
-
-/// That the guest reads the host's topology of this device, in logical blocks of so many bytes.
-#[track_caller]
-pub fn check_topology(typed: &mut Typed, disk: u32, device: &Path, block: u64) {
-    const BLKIOMIN: u64 = 0x1278;
-    const BLKIOOPT: u64 = 0x1279;
-    const BLKPBSZGET: u64 = 0x127b;
-    let file = std::fs::File::open(device).unwrap();
-    let [minimum, optimal, physical] =
-        [BLKIOMIN, BLKIOOPT, BLKPBSZGET].map(|request| u64::from(host::told(&file, request)));
-    let told = typed.ask(&format!("tell {disk}"));
-    let number = |key: &str| told.number(key);
-    assert_eq!(number("has_topology"), 1);
-    assert_eq!(number("blk_size"), block);
-    assert_eq!(block << number("physical_exp"), physical, "{device:?}: the physical block");
-    assert_eq!(number("min_io") * block, minimum, "{device:?}: the minimal I/O size");
-    assert_eq!(number("opt_io") * block, optimal, "{device:?}: the optimal I/O size");
-    assert_eq!(number("alignment"), 0);
 }
 
 #[test]

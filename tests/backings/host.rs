@@ -147,6 +147,19 @@ impl LoopDevice {
     }
 }
 
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // What BLKROSET has said outlives the file: the next test would find the device read-only.
+        let _ = set_read_only(&self.device, false);
+    }
+}
+
+/// `BLKROSET`.
+pub fn set_read_only(device: &File, read_only: bool) -> io::Result<()> {
+    const BLKROSET: u64 = 0x125d;
+    ioctl_on(device, BLKROSET, &mut i32::from(read_only).to_ne_bytes()).map(drop)
+}
+
 /// A number of a block device's line of counters (Linux, Documentation/block/stat.rst), counted from 1 as awk does.
 #[track_caller]
 fn counter(device: &Path, field: usize) -> u64 {

@@ -84,13 +84,11 @@ fn a_block_device_that_cannot_be_written_is_refused_for_writing() {
     if !can() {
         return;
     }
-    const BLKROSET: u64 = 0x125d;
     let memory = Memory::new();
     let image = memory.image("loop.img", SIZE);
     let by_losetup = LoopDevice::new(&image, Loop { read_only: true, ..Loop::default() });
     let by_blockdev = loop_device(&memory, "other.img", SIZE, Loop::default());
-    let mut on = 1_i32.to_ne_bytes();
-    host::ioctl_on(&by_blockdev.device, BLKROSET, &mut on).unwrap();
+    host::set_read_only(&by_blockdev.device, true).unwrap();
     for device in [&by_losetup, &by_blockdev] {
         for rest in ["direct=on", "direct=off"] {
             refused(&device.path, rest, &["readonly=on"]);

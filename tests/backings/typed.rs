@@ -1,6 +1,6 @@
 //! A machine whose guest makes the disk requests that a test types (the bare-metal guest's mode `blk-typed`).
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -8,6 +8,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::host;
 use crate::monitor::{Monitor, PATIENCE, Setup};
 
 /// What a request ends with (virtio 1.2, 5.2.6).
@@ -130,6 +131,25 @@ impl Typed {
         }
         assert!(!found.is_empty(), "the monitor has not opened {file:?}");
         found.iter().any(|flags| flags & libc::O_DIRECT != 0)
+    }
+
+    /// That the guest reads the host's topology of this device, in logical blocks of this number of bytes.
+    #[track_caller]
+    pub fn check_topology(&mut self, disk: u32, device: &Path, block: u64) {
+        const BLKIOMIN: u64 = 0x1278;
+        const BLKIOOPT: u64 = 0x1279;
+        const BLKPBSZGET: u64 = 0x127b;
+        let file = File::open(device).unwrap();
+        let number = |request| u64::from(host::told(&file, request));
+        let [minimum, optimal, physical] = [BLKIOMIN, BLKIOOPT, BLKPBSZGET].map(number);
+        let told = self.ask(&format!("tell {disk}"));
+        let number = |key: &str| told.number(key);
+        assert_eq!(number("has_topology"), 1);
+        assert_eq!(number("blk_size"), block);
+        assert_eq!(block << number("physical_exp"), physical, "{device:?}: the physical block");
+        assert_eq!(number("min_io") * block, minimum, "{device:?}: the minimal I/O size");
+        assert_eq!(number("opt_io") * block, optimal, "{device:?}: the optimal I/O size");
+        assert_eq!(number("alignment"), 0);
     }
 
     /// Ends the guest, which must have found nothing wrong.

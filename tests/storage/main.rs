@@ -19,6 +19,7 @@ mod typed;
 
 mod devices;
 mod dm;
+mod faults;
 mod modules;
 mod powercut;
 mod replay;
