@@ -5,7 +5,7 @@
 //! (`error`, `warn`, `info`, `debug`, `trace`, `off`), `info` without it; the original's name for it is heard, and env_logger's.
 //! Set up once by the main thread; any thread logs.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -15,6 +15,7 @@ use log::LevelFilter;
 
 use crate::config::spec::LogSpec;
 use crate::error::{Context, Result};
+use crate::sys::lock::{self, Lock};
 use crate::sys::{clock, gettid};
 
 /// Directs the log as asked. The level is `RUST_LOG`'s if it is set.
@@ -33,6 +34,7 @@ pub fn start(spec: &LogSpec, level: LevelFilter) -> Result<()> {
     }
     if let LogSpec::File(path) = spec {
         let file = appending().create(true).open(path).context(|| what(path))?;
+        lock(&file, path)?;
         builder.target(Target::Pipe(Box::new(file)));
     }
     // Refused only where a log was set up before: in a test.
@@ -40,16 +42,26 @@ pub fn start(spec: &LogSpec, level: LevelFilter) -> Result<()> {
     Ok(())
 }
 
-/// Whether a log could go where it is asked to. A file that is not there yet is not there afterwards either.
+/// Several VMs may share a log, which is only appended to. No drive may be it.
+fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.metadata().context(|| what(path))?.is_file() {
+        true => lock::take(file, path, Lock::Shared).context(|| what(path)),
+        false => Ok(()),
+    }
+}
+
+/// Whether a log could go where it is asked to: the file, locked, if there is one. A file that is not there yet is not there
+/// afterwards either.
 ///
 /// # Errors
 /// As [`start`].
-pub fn check(spec: &LogSpec) -> Result<()> {
-    let LogSpec::File(path) = spec else { return Ok(()) };
+pub fn check(spec: &LogSpec) -> Result<Option<File>> {
+    let LogSpec::File(path) = spec else { return Ok(None) };
     match appending().create_new(true).open(path) {
-        Ok(_) => fs::remove_file(path).context(|| what(path)),
+        Ok(_) => fs::remove_file(path).map(|()| None).context(|| what(path)),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            appending().open(path).map(drop).context(|| what(path))
+            let file = appending().open(path).context(|| what(path))?;
+            lock(&file, path).map(|()| Some(file))
         }
         Err(error) => Err(error).context(|| what(path)),
     }

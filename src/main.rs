@@ -49,7 +49,7 @@ fn fail(error: &Error) -> ExitCode {
 /// Builds everything as for a start, and takes it apart again: what the host refuses is found out, and nothing is left.
 fn check(spec: &VmSpec) -> Result<()> {
     logging::start(&LogSpec::Stderr, LevelFilter::Warn)?;
-    logging::check(&spec.log)?;
+    let _log = logging::check(&spec.log)?;
     let _pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
     let Some(path) = &spec.mem_path else { return Built::new(spec).map(drop) };
     let _found = Found::look(path);

@@ -218,7 +218,7 @@ fn block_device_of_a_writer_is_refused_under_every_name() {
     let writer = DriveSpec::new("vda", &device.device);
     let _first = Disk::open(&writer, ram()).unwrap();
     let text = refusal(&writer);
-    assert!(text.contains("is in use by another drive of this machine"), "{text}");
+    assert!(text.contains("is in use by this VM, as another drive"), "{text}");
     let node = Path::new("/dev").join(format!("loopvisor-node-{}", std::process::id()));
     let number = std::fs::metadata(&device.device).unwrap().rdev();
     let [major, minor] = [libc::major(number), libc::minor(number)].map(|number| number.to_string());

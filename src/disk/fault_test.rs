@@ -39,7 +39,7 @@ fn one_machine_writes_or_many_read() {
     let reader = DriveSpec { access: Access::ReadOnly, ..spec(&file.0) };
     let first = Disk::open(&reader, ram()).unwrap();
     let second = Disk::open(&reader, ram()).unwrap();
-    assert!(refusal(&spec(&file.0)).contains("is in use by another drive of this machine"));
+    assert!(refusal(&spec(&file.0)).contains("is in use by this VM, as another drive"));
     drop((first, second));
     let writer = Disk::open(&spec(&file.0), ram()).unwrap();
     assert!(refusal(&reader).contains("is in use by"));

@@ -15,12 +15,12 @@ use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::bounce::BOUNCE_BYTES;
 use super::engine::{Call, Work};
-use super::lock;
 use super::request::{Kind, Request, Route};
 use crate::config::spec::{Access, Cache, DriveSpec, MAX_PHYSICAL_BLOCK};
 use crate::error::{Context, Error, Result};
 use crate::sys::block_device::{self, Geometry};
 use crate::sys::io::{self as sys_io, IoVec, Wait};
+use crate::sys::lock::{self, Lock};
 
 /// How long a block device may be busy before it is refused.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -136,8 +136,9 @@ impl DiskFile {
         if claim {
             check_writable(spec, &file)?;
         }
-        let lock = || lock::take(&file, &spec.file, spec.access);
-        if is_block_device { patiently(lock) } else { lock() }?;
+        let lock = if spec.access == Access::ReadOnly { Lock::Shared } else { Lock::Exclusive };
+        let take = || lock::take(&file, &spec.file, lock);
+        if is_block_device { patiently(take) } else { take() }?;
         // The length of a block device is where its end is.
         let size = file.seek(SeekFrom::End(0)).context(context)?;
         let block = spec.logical_block.unwrap_or(Topology::SECTORS.logical_block);

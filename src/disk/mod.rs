@@ -7,7 +7,6 @@
 mod bounce;
 mod engine;
 mod file;
-mod lock;
 mod request;
 mod ring;
 mod threads;

@@ -21,6 +21,7 @@ use crate::config::spec::KernelFormat;
 use crate::error::{Context, Error, Result};
 use crate::kvm::x86_64::regs::{Entry, Mode};
 use crate::memory::{self, GuestRam};
+use crate::sys::lock::{self, Lock};
 
 /// What the guest starts from.
 #[derive(Debug)]
@@ -94,7 +95,9 @@ fn open(path: &Path) -> Result<File> {
     if !path.metadata().context(|| "open")?.is_file() {
         return Err(Error::host("it is not a regular file"));
     }
-    File::open(path).context(|| "open")
+    let file = File::open(path).context(|| "open")?;
+    lock::take(&file, path, Lock::Shared)?;
+    Ok(file)
 }
 
 fn write_command_line(ram: &GuestRam, line: &str, kernel_max: u64) -> Result<()> {

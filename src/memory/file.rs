@@ -15,6 +15,7 @@ use vm_memory::{FileOffset, GuestMemoryBackend};
 use super::{GuestRam, PAGE_BYTES};
 use crate::error::{Context, Error, Result};
 use crate::sys::io::{FileSystem, file_system};
+use crate::sys::lock::{self, Lock};
 
 /// An open file that is as large as the memory.
 pub(super) struct Backing {
@@ -23,15 +24,17 @@ pub(super) struct Backing {
 }
 
 impl Backing {
-    /// Opens or makes the file for `bytes` of memory.
+    /// Opens or makes the file for `bytes` of memory, `shared` with whoever maps it or private to this VM.
     ///
     /// # Errors
     /// The path leads nowhere or to no regular file; the file is shorter than the memory, and not empty; the file system
     /// has no room; the memory is not a multiple of its huge pages.
-    pub fn open(path: &Path, bytes: u64) -> Result<Backing> {
+    pub fn open(path: &Path, bytes: u64, shared: bool) -> Result<Backing> {
         let what = || format!("-mem-path {}", path.display());
         let nameless = path.is_dir();
         let (file, made) = if nameless { nameless_in(path) } else { open_or_make(path) }.context(what)?;
+        // A private mapping leaves the file as it is, so any number of VMs may start from it.
+        lock::take(&file, path, if shared { Lock::Exclusive } else { Lock::Shared }).context(what)?;
         Backing::on(file, bytes)
             .inspect_err(|_| {
                 if made && !nameless {

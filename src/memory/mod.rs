@@ -63,7 +63,7 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 ///
 /// What is wrong with the file, or that there are not as many huge pages.
 pub fn allocate_on(path: &Path, bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
-    build(bytes, Some(Backing::open(path, bytes)?), share, dump)
+    build(bytes, Some(Backing::open(path, bytes, share)?), share, dump)
 }
 
 fn build(bytes: u64, backing: Option<Backing>, share: bool, dump: bool) -> Result<Arc<GuestRam>> {

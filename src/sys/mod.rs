@@ -7,6 +7,7 @@ pub mod block_device;
 pub mod clock;
 pub mod daemon;
 pub mod io;
+pub mod lock;
 pub mod pieces;
 pub mod poll;
 pub mod progress;

@@ -181,11 +181,16 @@ fn a_check_beside_the_machine_that_runs_says_so_and_does_not_disturb_it() {
     let mut monitor = from_file("mode=idle wake=never", |_| ()).start();
     let mut client = monitor.qmp();
     let file = monitor.folder.path("x.json");
-    let other = monitor.folder.path("other");
-    for (option, value, sentence) in
-        [("-name", "x", "must not exist yet"), ("-pidfile", other.to_str().unwrap(), "another process listens there")]
-    {
-        let setup = Setup::bare().option("-config", file.to_str().unwrap()).option(option, value);
+    let [other, other_memory] = ["other", "ram2"].map(|name| monitor.folder.path(name));
+    let [pidfile, memory] = [("-pidfile", &other), ("-mem-path", &other_memory)];
+    let holder = format!("is in use by process {} (loopvisor)", monitor.pid());
+    for (options, sentence) in [
+        (&[][..], "must not exist yet"),
+        (&[pidfile], holder.as_str()),
+        (&[pidfile, memory], "another process listens there"),
+    ] {
+        let setup = Setup::bare().option("-config", file.to_str().unwrap());
+        let setup = options.iter().fold(setup, |setup, (option, value)| setup.option(option, value.to_str().unwrap()));
         let (code, told) = setup.flag("-check").run();
         assert!(code == 1 && told.contains(sentence), "{told}");
     }

@@ -81,6 +81,31 @@ fn a_file_that_another_machine_writes_is_refused_and_its_holder_named() {
 }
 
 #[test]
+fn a_file_of_the_vm_cannot_be_its_writable_drive_too() {
+    for (option, is_kernel) in [("-D", false), ("-mem-path", false), ("-initrd", false), ("-kernel", true)] {
+        for check in [false, true] {
+            let Some(setup) = Setup::guest("mode=hello") else { return };
+            // Its folder outlives the run.
+            let owner = Setup::bare();
+            let path = owner.folder.path("both.img");
+            match is_kernel {
+                true => fs::copy(crate::monitor::guest(), &path).map(drop).unwrap(),
+                false => fs::write(&path, vec![0x5a; 64 << 20]).unwrap(),
+            }
+            let before = fs::read(&path).unwrap();
+            let setup = if is_kernel { Setup::bare() } else { setup };
+            let setup = setup.option(option, path.to_str().unwrap()).drive("vda", &path, "direct=off");
+            let setup = setup.option("-m", "64M").option("-machine", "mem-share=on");
+            let (code, told) = if check { setup.flag("-check") } else { setup }.run();
+            assert_eq!(code, 1, "{option}: {told}");
+            let wanted = "is in use by this VM, as another drive or as its kernel, initrd, memory or log";
+            assert!(told.contains("both.img") && told.contains(wanted), "{option}: {told}");
+            assert!(fs::read(&path).unwrap() == before, "{option} changed the file");
+        }
+    }
+}
+
+#[test]
 fn two_machines_read_one_file() {
     let Some(setup) = Setup::guest("mode=idle") else { return };
     let first = setup.disk("vda", SIZE, "direct=off,readonly=on").start();

@@ -182,8 +182,8 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
     let device = |id: &str, addr: &str| json!({"id": id, "driver": "virtio-blk-mmio", "addr": addr});
     let cases: Vec<(&str, Value, &str, &[&str])> = vec![
         ("blockdev-add", node("x", "/no/such/file".as_ref()), "GenericError", &["\"x\"", "No such file"]),
-        ("blockdev-add", node("x", &root), "GenericError", &["root.img", "in use by another drive of this machine"]),
-        ("blockdev-add", node("x", &data), "GenericError", &["data.img", "in use by another drive of this machine"]),
+        ("blockdev-add", node("x", &root), "GenericError", &["root.img", "in use by this VM, as another drive"]),
+        ("blockdev-add", node("x", &data), "GenericError", &["data.img", "in use by this VM, as another drive"]),
         ("blockdev-add", node("x", monitor.folder.path("").as_ref()), "GenericError", &["Is a directory"]),
         ("blockdev-add", node("x", "/dev/null".as_ref()), "GenericError", &["neither a regular file nor a block"]),
         ("blockdev-add", node("spare", &spare), "GenericError", &["'spare'", "already"]),

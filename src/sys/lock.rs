@@ -1,26 +1,41 @@
-//! The advisory lock on a drive's file: one machine that writes, or any number that read.
+//! The advisory lock on each file that the VM is made of (drives, kernel, initrd, memory, log): one VM that writes it, or any
+//! number that only read.
 //!
 //! It is `flock(2)`, because `/proc/locks` then names the holder, and because it belongs to the open file: it goes away
-//! with the last descriptor, however the process ends. It keeps out only those who ask. Main thread, at open.
+//! with the last descriptor, however the process ends. It stops only programs that take it too. Main thread, at open; for a
+//! hot-plugged drive a job thread.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::config::spec::Access;
 use crate::error::{Context, Error, Result};
 
-/// Locks the file, or says who has it.
-pub(super) fn take(file: &File, path: &Path, access: Access) -> Result<()> {
-    let result = match access {
-        Access::ReadOnly => file.try_lock_shared(),
-        Access::ReadWrite => file.try_lock(),
+/// Who else may have the file at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Others that read it.
+    Shared,
+    /// Nobody.
+    Exclusive,
+}
+
+/// Locks the file until its last descriptor is closed.
+///
+/// # Errors
+/// Another open file has it: the sentence names the process.
+pub fn take(file: &File, path: &Path, lock: Lock) -> Result<()> {
+    let result = match lock {
+        Lock::Shared => file.try_lock_shared(),
+        Lock::Exclusive => file.try_lock(),
     };
     match result {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(Error::host(format!("{path:?} is in use by {}", holder(file)))),
         Err(TryLockError::Error(error)) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
-            log::warn!("{path:?}: its file system has no locks; nothing keeps another machine from writing it");
+            if lock == Lock::Exclusive {
+                log::warn!("{path:?}: its file system has no locks; nothing keeps another VM from writing it");
+            }
             Ok(())
         }
         Err(TryLockError::Error(error)) => Err(error).context(|| format!("lock {path:?}")),
@@ -35,7 +50,7 @@ fn holder(file: &File) -> String {
         let key = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), facts.ino());
         let pid = pid_in(&fs::read_to_string("/proc/locks").ok()?, &key)?;
         if pid == std::process::id() {
-            return Some("another drive of this machine".to_owned());
+            return Some("this VM, as another drive or as its kernel, initrd, memory or log".to_owned());
         }
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         Some(format!("process {pid} ({})", name.trim_end()))
