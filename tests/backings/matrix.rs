@@ -5,6 +5,11 @@ use std::path::PathBuf;
 
 use crate::typed::{OK, Typed, pattern};
 
+/// A number that is asked for again and again.
+pub type Count = Box<dyn Fn() -> u64>;
+/// Whether these bytes, written at this offset of the disk, are there.
+pub type Holds = Box<dyn Fn(u64, &[u8]) -> bool>;
+
 /// A file or device that a drive is given, and what can be seen of it from below.
 pub struct Backing {
     pub name: &'static str,
@@ -13,13 +18,13 @@ pub struct Backing {
     /// Whether a descriptor with `O_DIRECT` is to be had of it.
     pub direct: bool,
     /// How many flushes have come out at the bottom; `None` where there is nothing to flush.
-    pub flushes: Option<Box<dyn Fn() -> u64>>,
+    pub flushes: Option<Count>,
     /// Whether these bytes, written at this offset of the disk, are where they outlive the host's page cache.
-    pub holds: Box<dyn Fn(u64, &[u8]) -> bool>,
+    pub holds: Holds,
     /// How many bytes are used up, where a discard gives them back.
-    pub used: Option<Box<dyn Fn() -> u64>>,
+    pub used: Option<Count>,
     /// How many discards have come out at the bottom; `None` where it takes none, or where `used` says it.
-    pub discards: Option<Box<dyn Fn() -> u64>>,
+    pub discards: Option<Count>,
     /// What it is made of, dropped in this order.
     pub parts: Vec<Box<dyn Any>>,
 }
@@ -81,7 +86,7 @@ fn check_cell(backing: &Backing, cell: Cell, typed: &mut Typed, seed: u64) {
     let direct = typed.opened_direct(&backing.path);
     assert_eq!(direct, cell.direct && backing.direct, "{name}, {cell:?}: O_DIRECT of the descriptors");
 
-    let count = |counter: &Option<Box<dyn Fn() -> u64>>| counter.as_ref().map(|counter| counter());
+    let count = |counter: &Option<Count>| counter.as_ref().map(|counter| counter());
     typed.must(&[&format!("write 0 128 128 {seed}"), &format!("write 0 2048 128 {seed}")]);
     let before = count(&backing.flushes);
     typed.must(&["flush 0"]);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::dm::{self, Dm};
 use crate::host::{self, Loop, LoopDevice, Memory, Mount};
-use crate::matrix::{Backing, PAIRS, check};
+use crate::matrix::{Backing, Count, PAIRS, check};
 use crate::modules;
 
 /// Bytes of each disk.
@@ -34,10 +34,10 @@ fn on_device(
         path: path.to_owned(),
         is_block: true,
         direct: true,
-        flushes: has_cache.then(|| Box::new(move || host::flushes(&flushed)) as Box<dyn Fn() -> u64>),
+        flushes: has_cache.then(|| Box::new(move || host::flushes(&flushed)) as Count),
         holds: Box::new(move |offset, bytes| holds_below(&held, offset, bytes)),
         used: None,
-        discards: discards.then(|| Box::new(move || host::discards(&discarded)) as Box<dyn Fn() -> u64>),
+        discards: discards.then(|| Box::new(move || host::discards(&discarded)) as Count),
         parts,
     }
 }
