@@ -181,7 +181,7 @@ fn every_cell_of_a_file_on_fuse() {
     let Some(stall) = Stall::new(&folder, SIZE) else { return };
     let mount = Mount::new("fuse", Path::new("none"), stall.path(), &stall.options());
     let stall = Rc::new(stall);
-    let (flushed, held) = (stall.clone(), stall.clone());
+    let (flushed, held, discarded) = (stall.clone(), stall.clone(), stall.clone());
     check(
         &Backing {
             name: "fuse",
@@ -191,7 +191,7 @@ fn every_cell_of_a_file_on_fuse() {
             flushes: Some(Box::new(move || flushed.fsyncs())),
             holds: Box::new(move |offset, bytes| held.holds(offset, bytes)),
             used: None,
-            discards: None,
+            discards: Some(Box::new(move || discarded.fallocates())),
             parts: vec![Box::new(mount), Box::new(stall), Box::new(folder)],
         },
         &ALL,

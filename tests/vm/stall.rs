@@ -33,6 +33,7 @@ struct State {
     held: Vec<(u64, Vec<u8>)>,
     content: Vec<u8>,
     fsyncs: u64,
+    fallocates: u64,
     /// What reads and writes fail with; 0 if they do not.
     errno: i32,
 }
@@ -86,6 +87,11 @@ impl Stall {
     /// How often the file was synchronised.
     pub fn fsyncs(&self) -> u64 {
         self.shared.0.lock().unwrap().fsyncs
+    }
+
+    /// How often a range was given back or zeroed.
+    pub fn fallocates(&self) -> u64 {
+        self.shared.0.lock().unwrap().fallocates
     }
 
     /// Whether the file has these bytes at that offset.
@@ -187,6 +193,7 @@ fn serve(mut device: File, shared: &(Mutex<State>, Condvar)) {
             }
             // A hole, or zeros, at 48, of the length at 56.
             FALLOCATE => {
+                state.fallocates += 1;
                 state.content[number(48)..][..number(56)].fill(0);
                 (0, vec![])
             }
