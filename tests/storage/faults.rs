@@ -184,8 +184,9 @@ fn a_full_thin_pool_reaches_the_guest_and_a_discard_makes_room() {
         if direct == "on" {
             fails(&mut typed, &format!("write 0 {} 128 1", block(16)), "write", true);
         } else {
+            // The page cache takes it; its flush fails, and the host's kernel does not say why.
             typed.must(&[&format!("write 0 {} 128 1", block(16))]);
-            fails(&mut typed, "flush 0", "write", true);
+            fails(&mut typed, "flush 0", "write", false);
         }
         typed.must(&["discard 0 0 128", &format!("discard 0 {} 128", block(1))]);
         // A pool that was full refuses flushes too, until it sees within a second that it has space again.
