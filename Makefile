@@ -12,7 +12,7 @@ PROGRAM := target/x86_64-unknown-linux-gnu/release/loopvisor
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build musl guest linux boot test lint bench bench-qos bench-balloon bench-net bench-nested pages screenshot doc \
+.PHONY: help deps build musl guest linux boot test test-powercut lint bench bench-qos bench-balloon bench-net bench-nested pages screenshot doc \
     licenses install uninstall deb package-test clean
 
 help: ## list the targets
@@ -46,6 +46,10 @@ boot: ## boot Linux with a disk on an iothread; a shell if standard input is a t
 test: ## run every test: unit, property, bare-metal guest on /dev/kvm, Linux end to end
 	@tools/deps build linux boot test
 	@tools/run-tests
+
+test-powercut: ## cut the power of a Linux guest at every flush and 200 more points: about ten minutes
+	@tools/deps build linux boot test
+	@tools/run-tests powercut
 
 lint: ## check formatting, clippy, documentation, shell and Python scripts; a warning is an error
 	@tools/deps build lint

@@ -138,6 +138,7 @@ impl Client {
         let id = self.ask_with(command, arguments);
         let mut answer = self.answer();
         assert_eq!(answer["id"], id, "{command}: {answer}");
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
         let value = answer["return"].take();
         let entry = COMMANDS.iter().find(|entry| entry.name == command).expect("a command of the table");
         assert_eq!(entry.returns.check(&value, command), Ok(()), "{value}");

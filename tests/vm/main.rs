@@ -9,9 +9,11 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test's own functions need them too")]
 
 mod client;
+#[allow(dead_code, reason = "tests/backings uses the rest")]
 mod monitor;
 mod proc;
 mod pty;
+#[allow(dead_code, reason = "tests/backings uses the rest")]
 mod stall;
 mod terminal;
 

@@ -276,6 +276,12 @@ impl Monitor {
         self.stdin.as_mut().expect("stdin is a pipe").write_all(text.as_bytes()).unwrap();
     }
 
+    /// Ends the monitor as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     pub fn signal(&self, name: &str) {
         let command = format!("kill -{name} {}", self.pid());
         assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success(), "{command}");

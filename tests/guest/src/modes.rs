@@ -6,6 +6,7 @@ mod blk_hostile;
 mod blk_load;
 mod blk_plug;
 mod blk_reset;
+mod blk_typed;
 mod blk_verify;
 mod console;
 mod echo;
@@ -33,6 +34,7 @@ pub fn run(mode: &str, machine: &Machine) -> Outcome {
         "blk-check" => blk_check::run(machine.words),
         "blk-load" => blk_load::run(machine.words),
         "blk-plug" => blk_plug::run(machine.words),
+        "blk-typed" => blk_typed::run(machine.words),
         "blk-verify" => blk_verify::run(machine.words),
         "blk-reset" => blk_reset::run(machine.words),
         "blk-hostile" => blk_hostile::run(machine),

@@ -14,6 +14,7 @@ pub const F_SEG_MAX: u64 = 1 << 2;
 pub const F_RO: u64 = 1 << 5;
 pub const F_BLK_SIZE: u64 = 1 << 6;
 pub const F_FLUSH: u64 = 1 << 9;
+pub const F_TOPOLOGY: u64 = 1 << 10;
 pub const F_DISCARD: u64 = 1 << 13;
 pub const F_WRITE_ZEROES: u64 = 1 << 14;
 
@@ -26,6 +27,7 @@ pub const KNOWN: u64 = F_VERSION_1
     | F_RO
     | F_BLK_SIZE
     | F_FLUSH
+    | F_TOPOLOGY
     | F_DISCARD
     | F_WRITE_ZEROES;
 
