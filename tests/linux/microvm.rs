@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::{assert_no_trouble, noise, shutdown, tap, topology, unexpected_warnings};
+use super::{TROUBLES, noise, shutdown, tap, topology, unexpected_warnings};
 use crate::monitor::{Directory, Monitor};
 
 /// A file of the directory that this variable names.
@@ -76,7 +76,10 @@ fn assert_report(monitor: &Monitor, boots: usize, cpus: u32, accepted: &[&str]) 
         let found = interrupts.iter().filter(|line| is(line)).count();
         assert_eq!(found, boots, "{device} has an interrupt in each boot: {interrupts:#?}");
     }
-    assert_no_trouble(monitor);
+    // Counters of emulated processors may disagree ("TSC unstable"), on which kvm-clock does not depend.
+    let console = monitor.console();
+    let is_trouble = |line: &&str| TROUBLES.iter().any(|trouble| *trouble != "unstable" && line.contains(trouble));
+    assert_eq!(console.lines().filter(is_trouble).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[test]
