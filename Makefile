@@ -1,6 +1,6 @@
 # Everything one does here, a word each. The work itself is in cargo and in tools/.
 #
-# make boot takes CPUS, MEM, DRIVE, APPEND, KERNEL and INITRD; make bench takes BENCH, its arguments, and make bench-qos
+# make boot takes CPUS, MEM, DRIVE, APPEND, KERNEL (a file, or the word microvm) and INITRD; make bench takes BENCH, its arguments, and make bench-qos
 # QOS, its part; make install takes DESTDIR and PREFIX.
 
 CPUS ?= 1
@@ -12,14 +12,15 @@ PROGRAM := target/x86_64-unknown-linux-gnu/release/loopvisor
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build musl guest linux boot test test-powercut lint bench bench-qos bench-balloon bench-net bench-nested pages screenshot doc \
+.PHONY: help deps build musl guest linux microvm-kernel boot test test-powercut lint bench bench-qos bench-balloon bench-net bench-nested \
+    pages screenshot doc \
     licenses install uninstall deb package-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
 
 deps: ## install the Debian packages that are missing for any of the targets
-	@tools/deps build linux boot lint test bench deb package-test
+	@tools/deps build linux microvm-kernel boot lint test bench deb package-test
 
 build: ## build the monitor: target/x86_64-unknown-linux-gnu/release/loopvisor
 	@tools/deps build
@@ -37,14 +38,19 @@ linux: ## make the Linux test guest: target/linux
 	@tools/deps linux
 	@tools/linux-image
 
+microvm-kernel: ## build the microVM kernel into ~/.cache/loopvisor: once per machine, about four minutes
+	@tools/deps microvm-kernel
+	@tools/microvm-kernel
+
 boot: ## boot Linux with a disk on an iothread; a shell if standard input is a terminal [CPUS= MEM= DRIVE= APPEND= KERNEL= INITRD=]
 	@tools/deps build linux boot
 	@cargo build --release
 	@tools/linux-image
+	@[ "$(KERNEL)" != microvm ] || tools/deps microvm-kernel
 	@tools/boot
 
 test: ## run every test: unit, property, bare-metal guest on /dev/kvm, Linux end to end
-	@tools/deps build linux boot test
+	@tools/deps build linux microvm-kernel boot test
 	@tools/run-tests
 
 test-powercut: ## cut the power of a Linux guest at every flush and 200 more points: about ten minutes
@@ -121,5 +127,5 @@ package-test: deb ## install the Debian package in a small Debian, try it there,
 	@tools/deps package-test
 	@tools/package-test
 
-clean: ## remove everything that was built, downloads included
+clean: ## remove everything that was built, downloads included, except the microVM kernel in ~/.cache/loopvisor
 	rm -rf target tests/guest/target tools/bench/target

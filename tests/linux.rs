@@ -7,6 +7,8 @@
 #![allow(unsafe_code, reason = "a signal to the monitor has no safe function")]
 #![allow(missing_docs, reason = "the names say it")]
 
+#[path = "linux/microvm.rs"]
+mod microvm;
 #[path = "linux/monitor.rs"]
 mod monitor;
 #[path = "linux/net.rs"]
@@ -41,8 +43,10 @@ const ACCEPTED: [&str; 3] = [
 /// 0xD with the sizes of another state: Linux prints a warning of many lines in every monitor under it.
 fn unexpected_warnings(monitor: &Monitor) -> Vec<String> {
     let mut warnings = monitor.lines("warning: ");
-    let place = |text: &str| warnings.iter().position(|line| line.contains(text));
-    if let (Some(start), Some(end)) = (place("XSAVE consistency problem"), place("[ end trace")) {
+    let place = |lines: &[String], text: &str| lines.iter().position(|line| line.contains(text));
+    while let Some(start) = place(&warnings, "XSAVE consistency problem") {
+        let Some(length) = place(&warnings[start..], "[ end trace") else { break };
+        let end = start + length;
         // The line before it is the one to cut along.
         warnings.drain(start.saturating_sub(1)..=end);
     }

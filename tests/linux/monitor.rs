@@ -142,11 +142,16 @@ impl Monitor {
     pub fn start_that_reboots(kernel: &str, words: &str, options: &[&str]) -> Monitor {
         let linux = PathBuf::from(std::env::var_os("LOOPVISOR_LINUX").expect("LOOPVISOR_LINUX, see docs/testing.md"));
         let file = |name: &str| path(&linux.join(name));
+        Monitor::boot(&file(kernel), words, &[&["-initrd", &file("initramfs.cpio")], options].concat())
+    }
+
+    /// Starts the monitor with this kernel file and no initrd. A reset boots the guest again.
+    pub fn boot(kernel: &str, words: &str, options: &[&str]) -> Monitor {
         let append = format!("console=ttyS0 panic=-1 {words}");
         let directory = Directory::new();
         let socket = directory.file("qmp.sock");
         let mut child = Command::new(env!("CARGO_BIN_EXE_loopvisor"))
-            .args(["-kernel", &file(kernel), "-initrd", &file("initramfs.cpio"), "-append", &append])
+            .args(["-kernel", kernel, "-append", &append])
             .args(["-serial", "stdio", "-qmp", &format!("unix:{socket},server,nowait")])
             .args(options)
             .env("RUST_LOG", "info")

@@ -159,7 +159,7 @@ fn look_at(image: &Path, at: &Path, look: impl FnOnce(&Path) -> Result<(), Strin
     let mount = Mount::new("ext4", &device.path, at, "");
     let looked = look(at);
     drop(mount);
-    let output = Command::new("./e2fsck").arg("-fn").arg(&device.path).output().unwrap();
+    let output = Command::new("/usr/sbin/e2fsck").arg("-fn").arg(&device.path).output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     looked.and(if output.status.success() { Ok(()) } else { Err(told) })
 }
