@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::devices::{SECTORS, SIZE, Thin, loop_device};
 use crate::dm::Dm;
-use crate::host::{self, Memory};
+use crate::host::{self, Loop, LoopDevice, Memory};
 use crate::modules;
 use crate::monitor::{PATIENCE, Setup};
 use crate::typed::{IOERR, Typed, pattern};
@@ -64,6 +64,38 @@ fn a_device_that_does_not_answer_delays_no_other_disk() {
         typed.must(&["end 0"]);
         typed.quit();
     }
+}
+
+/// A read of the page cache starts a read-ahead, and the kernel waits for room in the queue of the device before it returns.
+#[test]
+fn a_stalled_device_with_a_full_queue_does_not_stop_the_main_loop() {
+    // More than the 128 requests that a loop device takes.
+    const DEPTH: u64 = 200;
+    if !modules::ready() {
+        return;
+    }
+    let memory = Memory::new();
+    let bytes = 64 * SIZE;
+    let below = loop_device(&memory, "below.img", bytes);
+    let dm = Dm::new("slow", 64 * SECTORS, "linear", &format!("{} 0", below.path.display()));
+    let queue = LoopDevice::new(&dm.path, Loop::default());
+    let words = format!("mode=blk-load op=read depth={DEPTH} indirect=on ms=3600000 end=acpi");
+    let Some(setup) = Setup::guest(&words) else { return };
+    let mut monitor = setup.drive("slow", &queue.path, "direct=off").start();
+    let mut client = monitor.qmp();
+    monitor.serial.expect("load: begin");
+    let _resumed = Resumed(&dm);
+    dm.suspend();
+    let until = Instant::now() + PATIENCE;
+    while client.call("query-blockstats")[0]["stats"]["in_flight_operations"] != DEPTH {
+        assert!(Instant::now() < until, "the queue does not fill");
+    }
+    for _ in 0..20 {
+        assert_eq!(client.call("query-status")["status"], "running");
+    }
+    dm.resume();
+    client.call("quit");
+    assert_eq!(monitor.exit_code(), 0);
 }
 
 /// Resumes the device also when the test has failed: nothing that waits for it could be ended.
