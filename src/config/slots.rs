@@ -45,12 +45,12 @@ impl VmSpec {
         if let Some(slots) = self.disk_slots
             && let Some(drive) = self.drives.get(slots)
         {
-            return Err(Error::usage(format!(
-                "-drive id={}: one drive too many for -machine disk-slots={slots}; accepted: disk-slots={} or more, or \
-                 without disk-slots",
-                drive.id,
-                self.drives.len()
-            )));
+            return Err(too_many(&format!("-drive id={}", drive.id), "disk-slots", slots, self.drives.len()));
+        }
+        if let Some(slots) = self.nic_slots
+            && let Some(nic) = self.nics.get(slots)
+        {
+            return Err(too_many(&format!("-netdev id={}", nic.id), "nic-slots", slots, self.nics.len()));
         }
         let Slots { disks, nics } = self.slots();
         let others = self.others();
@@ -73,8 +73,16 @@ impl VmSpec {
     }
 }
 
+/// The refusal of the first device that has no slot.
+fn too_many(device: &str, key: &str, slots: usize, devices: usize) -> Error {
+    Error::usage(format!(
+        "{device}: there is no slot for it, because of -machine {key}={slots}; use {key}={devices} or more, or leave {key} out"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::net::netdev;
     use super::super::spec::{BalloonSpec, DriveSpec};
     use super::*;
 
@@ -141,10 +149,28 @@ mod tests {
 
     #[test]
     fn more_drives_than_the_slots_that_were_asked_for_are_refused() {
-        assert_eq!(
-            refusal(&VmSpec { disk_slots: Some(1), ..spec(3, 0) }),
-            "-drive id=d1: one drive too many for -machine disk-slots=1; accepted: disk-slots=3 or more, or without \
-             disk-slots"
-        );
+        let told = refusal(&VmSpec { disk_slots: Some(1), ..spec(3, 0) });
+        for part in ["-drive id=d1: ", "-machine disk-slots=1;", "use disk-slots=3 or more"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
+    fn more_nics_than_their_slots_are_refused() {
+        let two = |nic_slots| {
+            let mut spec = VmSpec { nic_slots, ..spec(1, 0) };
+            for n in 0..2 {
+                netdev(&format!("id=n{n},netdev=tap{n}"), &mut spec).unwrap();
+            }
+            spec
+        };
+        for slots in [0, 1] {
+            let told = refusal(&two(Some(slots)));
+            let first = format!("-netdev id=n{slots}: ");
+            for part in [first.as_str(), &format!("-machine nic-slots={slots};"), "use nic-slots=2 or more"] {
+                assert!(told.contains(part), "{told}");
+            }
+        }
+        two(Some(2)).check().unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{Cap, VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler};
 
@@ -129,7 +129,7 @@ impl Vcpu {
         register_signal_handler(CALL, on_call).context(|| "KVM: handle the signal that calls a vCPU out")?;
         let gate = self.gate.clone();
         gate.ask(if parked { Request::Park(0) } else { Request::Run });
-        let mut runner = Runner { vcpu: self, buses, alive: true, on_event: Box::new(on_event) };
+        let mut runner = Runner { vcpu: self, buses, alive: true, refusals: 0, on_event: Box::new(on_event) };
         let (begun, waiter) = Done::waited();
         let thread = thread::Builder::new().name(name.clone()).spawn(move || {
             runner.vcpu.gate.tid.store(gettid(), Ordering::Relaxed);
@@ -147,6 +147,8 @@ impl Vcpu {
 /// room for another in the queue, and then refuses it.
 const CALL: libc::c_int = libc::SIGUSR2;
 
+/// How often the host may refuse KVM a thread before the vCPU gives up: with pauses of [`LONGEST_PAUSE`], for a second.
+const MAX_REFUSALS: u32 = 100;
 /// The longest pause between two calls to a vCPU that is to end.
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
@@ -346,6 +348,8 @@ struct Runner {
     buses: Buses,
     /// It can run the guest: it has not ended, or has been reset since.
     alive: bool,
+    /// How often the host has refused KVM a thread.
+    refusals: u32,
     on_event: Box<dyn FnMut(VcpuEvent) + Send>,
 }
 
@@ -446,11 +450,29 @@ impl Runner {
             Ok(exit) => format!("KVM exit that we do not know: {exit:?}"),
             Err(errno) => match errno.errno() {
                 libc::EINTR => return Outcome::Interrupted,
-                libc::EAGAIN => return Outcome::Answered,
+                libc::EAGAIN => return self.try_again(),
                 _ => format!("KVM_RUN: {errno}"),
             },
         };
         Outcome::Over(VcpuEvent::Failed(format!("{why}; {}", regs::dump(&self.vcpu.fd))))
+    }
+
+    /// KVM_RUN has said EAGAIN. A vCPU that waits for its first INIT says so each time that it is called; one that could run
+    /// does when the host refuses KVM a thread, which may pass.
+    fn try_again(&mut self) -> Outcome {
+        if self.vcpu.fd.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED) {
+            return Outcome::Interrupted;
+        }
+        self.refusals += 1;
+        if self.refusals > MAX_REFUSALS {
+            return Outcome::Over(VcpuEvent::Failed(
+                "KVM_RUN: the host refuses KVM a thread; raise the limit on processes and threads (ulimit -u, systemd's \
+                 TasksMax=, pids.max of the control group)"
+                    .to_owned(),
+            ));
+        }
+        thread::sleep(LONGEST_PAUSE);
+        Outcome::Interrupted
     }
 }
 

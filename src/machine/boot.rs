@@ -100,6 +100,32 @@ fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// The kernel's command line: the user's words with the monitor's `own` behind them, or before a word `--`, behind which all
+/// words are init's (Linux, Documentation/admin-guide/kernel-parameters.rst).
+pub fn command_line(append: &str, own: &str) -> String {
+    let at = end_of_options(append);
+    let (kernels, inits) = append.split_at(at);
+    [kernels.trim(), own, inits].into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Where the word `--` begins; where the line ends, if there is none. As for the kernel, a blank in double quotes ends no word,
+/// and the quotes around a word are no part of it.
+fn end_of_options(line: &str) -> usize {
+    let mut start = 0;
+    let mut quoted = false;
+    let ends = line.char_indices().filter(|&(_, c)| {
+        quoted ^= c == '"';
+        c.is_ascii_whitespace() && !quoted
+    });
+    for end in ends.map(|(end, _)| end).chain([line.len()]) {
+        if line[start..end].trim_matches('"') == "--" {
+            return start;
+        }
+        start = end + 1;
+    }
+    line.len()
+}
+
 fn write_command_line(ram: &GuestRam, line: &str, kernel_max: u64) -> Result<()> {
     let max = kernel_max.min(layout::COMMAND_LINE_BYTES - 1);
     if line.len() as u64 > max {

@@ -135,3 +135,25 @@ fn files_that_cannot_be_read_are_named() {
     assert!(refused(Path::new("/dev"), None).contains("not a regular file"));
     assert!(refused(Path::new("/dev/zero"), None).contains("not a regular file"));
 }
+
+#[test]
+fn own_words_stand_before_the_words_of_init() {
+    for (append, line) in [
+        ("", "own=1"),
+        ("a=b c", "a=b c own=1"),
+        ("a -- b c", "a own=1 -- b c"),
+        ("--", "own=1 --"),
+        ("-- b", "own=1 -- b"),
+        ("a --b -- c", "a --b own=1 -- c"),
+        ("a --", "a own=1 --"),
+        // The kernel takes quotes off, and a blank between them ends no word.
+        ("a \"--\" b", "a own=1 \"--\" b"),
+        ("a=\"x -- y\" b", "a=\"x -- y\" b own=1"),
+        ("a=-- b", "a=-- b own=1"),
+        ("a\t--\tb", "a own=1 --\tb"),
+        ("ü -- ü", "ü own=1 -- ü"),
+    ] {
+        assert_eq!(super::command_line(append, "own=1"), line, "{append:?}");
+    }
+    assert_eq!(super::command_line("a -- b", ""), "a -- b");
+}

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::board::Board;
-use super::boot::Boot;
+use super::boot::{self, Boot};
 use super::hardware::{Hardware, Image};
 use super::inventory::{self, DiskSlot, Inventory, NicSlot, Notice};
 use super::parts::drive::DriveMaker;
@@ -265,9 +265,8 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
 /// Makes the vCPUs, and loads the kernel and the tables that describe the machine to it.
 fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>> {
     let slots = board.slots();
-    let words = slots.iter().map(layout::VirtioSlot::kernel_word);
-    let command_line = std::iter::once(spec.append.clone()).chain(words).collect::<Vec<_>>().join(" ");
-    let command_line = command_line.trim_start().to_owned();
+    let words: Vec<String> = slots.iter().map(layout::VirtioSlot::kernel_word).collect();
+    let command_line = boot::command_line(&spec.append, &words.join(" "));
     let boot = Boot::open(&spec.kernel, spec.kernel_format, spec.initrd.as_deref(), command_line)?;
     let mut vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
     if let Some(first) = vcpus.first_mut() {

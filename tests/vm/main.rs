@@ -23,6 +23,7 @@ mod console;
 mod disk;
 mod iothread;
 mod lifecycle;
+mod limits;
 mod looptop;
 mod machine;
 mod net;
