@@ -17,7 +17,12 @@ use super::MAX_IN_FLIGHT;
 use super::engine::{Call, Engine, Work};
 use super::file::{DiskFile, PUNCH_HOLE};
 use super::threads::Threads;
+use crate::config::spec::MAX_VIRTIO_DEVICES;
 use crate::sys::io::{IoVec, MAX_IOVECS};
+
+/// Workers that io_uring may have for the requests of one loop: one for each that all its disks can have in flight. They are
+/// made when they are needed, and end when they have been idle for seconds.
+const MAX_WORKERS: u32 = (MAX_IN_FLIGHT * MAX_VIRTIO_DEVICES) as u32;
 
 /// One disk's ring. Dropping it waits for nothing: the kernel cancels what it can and lets the rest run out.
 pub(super) struct Ring {
@@ -47,6 +52,9 @@ impl Ring {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
             other => other?,
         };
+        // The workers belong to the thread and not to the ring: with the kernel's few (four a processor), the requests of one
+        // stalled disk would leave none to the other disks of the loop. Linux before 5.15 has no such limit to set.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
         // Not `register_eventfd_async`: it stays silent for what an interrupt completes, which is all of direct I/O.
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
         let (id, file, bell) = (id.to_owned(), Arc::clone(file), Arc::clone(bell));
