@@ -8,8 +8,13 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
+
+/// How long a lock is waited for whose process is gone: the kernel still has the last requests of that process.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who else may have the file at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +30,25 @@ pub enum Lock {
 /// # Errors
 /// Another open file has it: the sentence names the process.
 pub fn take(file: &File, path: &Path, lock: Lock) -> Result<()> {
-    let result = match lock {
-        Lock::Shared => file.try_lock_shared(),
-        Lock::Exclusive => file.try_lock(),
+    let until = Instant::now() + PATIENCE;
+    let result = loop {
+        let result = match lock {
+            Lock::Shared => file.try_lock_shared(),
+            Lock::Exclusive => file.try_lock(),
+        };
+        match result {
+            Err(TryLockError::WouldBlock) if holder(file).is_none() && Instant::now() < until => {
+                thread::sleep(PATIENCE / 50);
+            }
+            result => break result,
+        }
     };
     match result {
         Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(Error::host(format!("{path:?} is in use by {}", holder(file)))),
+        Err(TryLockError::WouldBlock) => {
+            let holder = holder(file).unwrap_or_else(|| "another process".to_owned());
+            Err(Error::host(format!("{path:?} is in use by {holder}")))
+        }
         Err(TryLockError::Error(error)) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
             if lock == Lock::Exclusive {
                 log::warn!("{path:?}: its file system has no locks; nothing keeps another VM from writing it");
@@ -42,20 +59,17 @@ pub fn take(file: &File, path: &Path, lock: Lock) -> Result<()> {
     }
 }
 
-/// Who holds a lock on the file, as far as this process may see.
-fn holder(file: &File) -> String {
-    let found = || {
-        let facts = file.metadata().ok()?;
-        let device = facts.dev();
-        let key = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), facts.ino());
-        let pid = pid_in(&fs::read_to_string("/proc/locks").ok()?, &key)?;
-        if pid == std::process::id() {
-            return Some("this VM, as another drive or as its kernel, initrd, memory or log".to_owned());
-        }
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        Some(format!("process {pid} ({})", name.trim_end()))
-    };
-    found().unwrap_or_else(|| "another process".to_owned())
+/// The living process that holds a lock on the file, as far as this process may see.
+fn holder(file: &File) -> Option<String> {
+    let facts = file.metadata().ok()?;
+    let device = facts.dev();
+    let key = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), facts.ino());
+    let pid = pid_in(&fs::read_to_string("/proc/locks").ok()?, &key)?;
+    if pid == std::process::id() {
+        return Some("this VM, as another drive or as its kernel, initrd, memory or log".to_owned());
+    }
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("process {pid} ({})", name.trim_end()))
 }
 
 /// The holder's process id, from the lines of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`.
