@@ -7,14 +7,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
-use crate::config::spec::LogSpec;
-use crate::error::{Context, Result};
+use crate::config::spec::{LogSpec, VmSpec};
+use crate::error::{Context, Error, Result};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{clock, gettid};
 
@@ -43,10 +43,35 @@ pub fn start(spec: &LogSpec, level: LevelFilter) -> Result<()> {
 }
 
 /// Several VMs may share a log, which is only appended to. No drive may be it.
+///
+/// # Errors
+/// It is a block device, or a drive or another VM's memory.
 fn lock(file: &File, path: &Path) -> Result<()> {
-    match file.metadata().context(|| what(path))?.is_file() {
+    let kind = file.metadata().context(|| what(path))?.file_type();
+    if kind.is_block_device() {
+        return Err(Error::host(format!("-D {}: a block device cannot be the log: name a file", path.display())));
+    }
+    match kind.is_file() {
         true => lock::take(file, path, Lock::Shared).context(|| what(path)),
         false => Ok(()),
+    }
+}
+
+/// Refuses a log that would be appended to a file that the VM only reads, which the lock allows.
+///
+/// # Errors
+/// The sentence names both options.
+pub fn check_inputs(spec: &VmSpec) -> Result<()> {
+    let LogSpec::File(log) = &spec.log else { return Ok(()) };
+    let identity = |path: &Path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|it| (it.dev(), it.ino()));
+    let drives = spec.drives.iter().map(|drive| (format!("-drive id={}", drive.id), &drive.file));
+    let others = [("-initrd", &spec.initrd), ("-mem-path", &spec.mem_path), ("-pidfile", &spec.pidfile)];
+    let others = others.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path.as_ref()?)));
+    let kernel = std::iter::once(("-kernel".to_owned(), &spec.kernel));
+    let same = |(_, path): &(String, &PathBuf)| identity(path).is_some_and(|file| Some(file) == identity(log));
+    match kernel.chain(others).chain(drives).find(same) {
+        None => Ok(()),
+        Some((option, _)) => Err(Error::usage(format!("-D {}: {option} has this file: name another", log.display()))),
     }
 }
 

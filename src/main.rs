@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use log::{LevelFilter, debug};
+use log::{LevelFilter, debug, error};
 use loopvisor::cli::{self, Command};
 use loopvisor::config::spec::{LogSpec, SerialSpec, VmSpec};
 use loopvisor::control::{Console, Control, End, Listener, Memory, Message, Signals};
@@ -49,6 +49,7 @@ fn fail(error: &Error) -> ExitCode {
 /// Builds everything as for a start, and takes it apart again: what the host refuses is found out, and nothing is left.
 fn check(spec: &VmSpec) -> Result<()> {
     logging::start(&LogSpec::Stderr, LevelFilter::Warn)?;
+    logging::check_inputs(spec)?;
     let _log = logging::check(&spec.log)?;
     let _pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
     let Some(path) = &spec.mem_path else { return Built::new(spec).map(drop) };
@@ -76,12 +77,19 @@ fn launch(spec: &VmSpec) -> ExitCode {
     // A starter that is not told of anything until it is dropped, here, tells of a failure.
     match ran {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => {
+            // With -daemonize, standard error leads nowhere by now.
+            if matches!(spec.log, LogSpec::File(_)) {
+                error!("{error}");
+            }
+            fail(&error)
+        }
     }
 }
 
 /// Everything up to a running guest. The pidfile goes last.
 fn set_up(spec: &VmSpec) -> Result<(Option<Pidfile>, Running)> {
+    logging::check_inputs(spec)?;
     logging::start(&spec.log, LevelFilter::Info)?;
     spec.ignored.iter().for_each(|option| debug!("{option}: accepted, and means nothing here"));
     let pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;

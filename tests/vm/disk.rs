@@ -106,6 +106,31 @@ fn a_file_of_the_vm_cannot_be_its_writable_drive_too() {
 }
 
 #[test]
+fn a_log_goes_to_no_block_device_and_no_file_that_the_vm_reads() {
+    let Some(setup) = Setup::guest("mode=hello end=acpi") else { return };
+    let device = setup.folder.path("device");
+    let made = Command::new("mknod").arg(&device).args(["b", "7", "0"]).status().is_ok_and(|status| status.success());
+    if made {
+        let (code, told) = setup.option("-D", device.to_str().unwrap()).run();
+        assert_eq!(code, 1, "{told}");
+        assert!(told.contains("a block device cannot be the log"), "{told}");
+    } else {
+        skipped("this user may not make a device node");
+    }
+    for check in [false, true] {
+        let owner = Setup::bare();
+        let image = owner.folder.path("image");
+        fs::write(&image, vec![0x5a; 4096]).unwrap();
+        let setup = Setup::guest("mode=hello").unwrap().drive("vda", &image, "direct=off,readonly=on");
+        let setup = setup.option("-D", image.to_str().unwrap());
+        let (code, told) = if check { setup.flag("-check") } else { setup }.run();
+        assert_eq!(code, 2, "{told}");
+        assert!(told.contains("-drive id=vda has this file: name another"), "{told}");
+        assert_eq!(fs::read(&image).unwrap(), [0x5a; 4096]);
+    }
+}
+
+#[test]
 fn two_machines_read_one_file() {
     let Some(setup) = Setup::guest("mode=idle") else { return };
     let first = setup.disk("vda", SIZE, "direct=off,readonly=on").start();
