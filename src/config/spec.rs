@@ -65,7 +65,7 @@ pub struct VmSpec {
     pub kernel_format: KernelFormat,
     /// `-initrd`.
     pub initrd: Option<PathBuf>,
-    /// `-append`: the words as given, joined by blanks; the monitor adds its own behind them.
+    /// `-append`: the words as given, joined by blanks; the monitor adds its own (`machine::boot::command_line`).
     pub append: String,
     /// `-drive`, in the order given: `/dev/vda`, `/dev/vdb`, ...
     pub drives: Vec<DriveSpec>,
