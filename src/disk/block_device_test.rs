@@ -1,6 +1,6 @@
 //! Block devices: real loop devices, with sectors of 512 and of 4096 bytes.
 //!
-//! What a loop device cannot show (dm, null_blk, scsi_debug) is tested end to end in the nested host: docs/testing.md.
+//! Devices that are modules of the kernel (dm, null_blk, scsi_debug) are tested end to end in the nested host: docs/testing.md.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -165,7 +165,7 @@ fn discard_gives_the_space_of_a_block_device_back() {
         }
         guest.run(Op::Flush).unwrap();
         assert!(device.file.content()[131_072..][..4096] == [0; 4096]);
-        // What no device can do is a hint that is not taken.
+        // A range that no device can discard is ignored, as a hint may be.
         guest.run(Op::Discard { offset: 100, len: 100 }).unwrap();
     });
 }

@@ -32,7 +32,7 @@ const PAGE_BYTES: u32 = 4096;
 /// An open, locked file and the facts about it that do not change.
 pub(super) struct DiskFile {
     /// As the user wants it used: with `O_DIRECT`, and a writable block device with `O_EXCL`, so that nothing else on the
-    /// host mounts it or takes it for swap or device mapper meanwhile.
+    /// host mounts it or takes it for swap or device mapper.
     file: File,
     /// The first open of the same file, if `file` is a second one: through the page cache. It holds the lock.
     first: Option<File>,
@@ -180,7 +180,7 @@ impl DiskFile {
         Ok(disk)
     }
 
-    /// Opens the file a second time, with the flags that a first look at it must not have.
+    /// Opens the file again, with the flags that a first look at it must not have.
     fn open_again(&mut self, spec: &DriveSpec, flags: i32) -> Result<()> {
         let context = || format!("{:?}", spec.file);
         let facts = self.file.metadata().context(context)?;
@@ -209,7 +209,7 @@ impl DiskFile {
         Ok(())
     }
 
-    /// What the guest is told of the disk's blocks: what the user wants, else what the host's device says. The logical block
+    /// The block sizes for the guest: those that the user wants, else those of the host's device. The logical block
     /// never follows the host's: a disk moved to another device must keep its partition table, which counts in such blocks.
     fn find_topology(&self, spec: &DriveSpec) -> io::Result<Topology> {
         let logical_block = self.topology.logical_block;

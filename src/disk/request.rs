@@ -133,7 +133,7 @@ impl Request {
                 Work::Allocate { mode: libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, len }
             }
         };
-        // What takes no memory goes to the first choice of the two descriptors: see `DiskFile::file`.
+        // Calls that transfer no memory use the first choice of the two descriptors: see `DiskFile::file`.
         let cached = self.route == Route::Alone && matches!(work, Work::Read { .. } | Work::Write { .. });
         Call { work, cached, long: len > IN_PLACE_BYTES }
     }

@@ -100,8 +100,8 @@ fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The kernel's command line: the user's words with the monitor's `own` behind them, or before a word `--`, behind which all
-/// words are init's (Linux, Documentation/admin-guide/kernel-parameters.rst).
+/// The kernel's command line: the user's words and then the monitor's `own`, but before a word `--`, because all words after
+/// that are init's (Linux, Documentation/admin-guide/kernel-parameters.rst).
 pub fn command_line(append: &str, own: &str) -> String {
     let at = end_of_options(append);
     let (kernels, inits) = append.split_at(at);

@@ -137,7 +137,7 @@ fn files_that_cannot_be_read_are_named() {
 }
 
 #[test]
-fn own_words_stand_before_the_words_of_init() {
+fn own_words_come_before_the_words_of_init() {
     for (append, line) in [
         ("", "own=1"),
         ("a=b c", "a=b c own=1"),

@@ -1,4 +1,4 @@
-//! What the kernel says of a block device, who uses it, and the one request that only block devices have: discard.
+//! Facts about a block device, its users on this host, and the one request that only block devices have: discard.
 //!
 //! Any thread may call anything; [`discard`] waits for the device.
 
@@ -54,7 +54,7 @@ pub fn geometry(fd: BorrowedFd<'_>) -> io::Result<Geometry> {
 
 /// Discards `len` bytes from `offset` on. `EOPNOTSUPP`: the device cannot; `EINVAL`: not whole logical blocks.
 ///
-/// fallocate(2) is no substitute: on a block device it writes zeros, which a device that can discard may not support.
+/// fallocate(2) does something else: on a block device it writes zeros, which a device that can discard may not support.
 ///
 /// # Errors
 /// What ioctl(2) says.
@@ -67,7 +67,7 @@ pub fn discard(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// What on this host uses the device that `facts` describe: a mount, swap or another block device, in words for the user.
+/// The user on this host of the device that `facts` describe: a mount, swap or another block device, in words for an error.
 pub fn user_of(facts: &Metadata) -> Option<String> {
     let is_it = |path: &str| fs::metadata(path).is_ok_and(|other| other.rdev() == facts.rdev());
     let (major, minor) = (libc::major(facts.rdev()), libc::minor(facts.rdev()));
