@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
-use crate::config::spec::{Access, LogSpec, VmSpec};
+use crate::config::spec::{LogSpec, VmSpec};
 use crate::error::{Context, Error, Result};
 use crate::sys::lock::{self, Lock};
 use crate::sys::{clock, gettid};
@@ -57,15 +57,15 @@ fn lock(file: &File, path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses a log that would be appended to a file that the VM only reads, which the lock allows.
+/// Refuses a log that would be appended to another file of the VM. The lock allows it for those that are only read, and for a
+/// drive it would be noticed only after the first line.
 ///
 /// # Errors
 /// The sentence names both options.
 pub fn check_inputs(spec: &VmSpec) -> Result<()> {
     let LogSpec::File(log) = &spec.log else { return Ok(()) };
     let identity = |path: &Path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|it| (it.dev(), it.ino()));
-    let drives = spec.drives.iter().filter(|drive| drive.access == Access::ReadOnly);
-    let drives = drives.map(|drive| (format!("-drive id={}", drive.id), &drive.file));
+    let drives = spec.drives.iter().map(|drive| (format!("-drive id={}", drive.id), &drive.file));
     let others = [("-initrd", &spec.initrd), ("-mem-path", &spec.mem_path), ("-pidfile", &spec.pidfile)];
     let others = others.into_iter().filter_map(|(option, path)| Some((option.to_owned(), path.as_ref()?)));
     let kernel = std::iter::once(("-kernel".to_owned(), &spec.kernel));

@@ -149,7 +149,11 @@ fn a_drive_on_a_file_that_the_vm_uses_otherwise_is_refused() {
         let (code, told) = setup.drive("vda", &link, "direct=off").run();
         assert_ne!(code, 0, "{option}: {told}");
         // A pid file must be a new one, so a drive can never have it.
-        let why = if option == "-pidfile" { "must not exist yet" } else { "in use by this VM" };
+        let why = match option {
+            "-D" => "-drive id=vda has this file",
+            "-pidfile" => "must not exist yet",
+            _ => "in use by this VM",
+        };
         assert!(told.contains(why), "{option}: {told}");
         assert!(fs::read(&path).unwrap() == before, "{option}: the file has been changed");
     }
