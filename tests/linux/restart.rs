@@ -162,7 +162,8 @@ fn linux_reboots_by_one_reset_with_a_device_on_every_line() {
     for line in &lines {
         let (number, count) = line.split_once(' ').unwrap();
         assert!((5..=15).contains(&number.parse::<u32>().unwrap()), "{line}");
-        assert_ne!(count, "0", "line {number} has not interrupted: {lines:?}");
+        // The driver of the console, on line 14, polls for its answers: it may need no interrupt.
+        assert!(count != "0" || number == "14", "line {number} has not interrupted: {lines:?}");
     }
     assert!(!monitor.console().contains("Kernel panic"), "{}", monitor.console());
 }
