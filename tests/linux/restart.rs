@@ -162,8 +162,9 @@ fn linux_reboots_by_one_reset_with_a_device_on_every_line() {
     for line in &lines {
         let (number, count) = line.split_once(' ').unwrap();
         assert!((5..=15).contains(&number.parse::<u32>().unwrap()), "{line}");
-        // The driver of the console, on line 14, polls for its answers: it may need no interrupt.
-        assert!(count != "0" || number == "14", "line {number} has not interrupted: {lines:?}");
+        // The driver of the console, on line 14, polls for its answers: not every life of it needs an interrupt.
+        let other_life = |other: &String| number == "14" && other.starts_with("14 ") && other != "14 0";
+        assert!(count != "0" || lines.iter().any(other_life), "line {number} has not interrupted: {lines:?}");
     }
     assert!(!monitor.console().contains("Kernel panic"), "{}", monitor.console());
 }
