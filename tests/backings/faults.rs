@@ -13,32 +13,11 @@ use crate::native::{SIZE, can, loop_device};
 use crate::stall::Stall;
 use crate::typed::{IOERR, Typed, pattern};
 
-/// A machine with this as disk 0, and a file in memory as disk 1, on the same loop.
-fn beside_another(memory: &Memory, path: &Path, rest: &str, iothread: bool) -> Option<Typed> {
-    let mut setup = Typed::setup()?;
-    let home = if iothread { ",iothread=io1" } else { "" };
-    if iothread {
-        setup = setup.iothread("io1");
-    }
-    let setup = setup.drive("slow", path, &format!("{rest}{home}"));
-    Some(Typed::start(setup.drive("fast", &memory.image("fast.img", SIZE), &format!("direct=off{home}"))))
-}
-
 /// Sends this until it fails, and checks what the guest and the operator are told; then the machine must still work.
 fn fails(mut typed: Typed, mut lines: impl Iterator<Item = String>, operation: &str, no_space: bool) {
     let failed = lines.find(|line| typed.ask(line).status() == IOERR).expect("a request fails");
-    let event = typed.client.await_event("BLOCK_IO_ERROR");
-    let data = &event["data"];
-    assert_eq!(
-        [&data["device"], &data["operation"], &data["action"]],
-        ["slow", operation, "report"],
-        "{failed}: {event}"
-    );
-    assert_eq!(data["nospace"], no_space, "{failed}: {event}");
+    typed.check_failure(&failed, operation, no_space);
     assert_eq!(typed.drive("slow")["io-status"], "failed");
-    typed.must(&["write 1 0 8 1", "flush 1"]);
-    assert_eq!(typed.ask("read 1 0 8 1").number("same"), 1);
-    assert_eq!(typed.client.call("query-status")["status"], "running");
     typed.quit();
 }
 
@@ -56,7 +35,7 @@ fn eio_of_a_file_reaches_the_guest_and_the_machine_lives() {
         let (folder, memory) = (Folder::new(), Memory::new());
         let Some(stall) = Stall::new(&folder, SIZE) else { return };
         let _mount = Mount::new("fuse", Path::new("none"), stall.path(), &stall.options());
-        let Some(mut typed) = beside_another(&memory, stall.path(), rest, true) else { return };
+        let Some(mut typed) = Typed::beside_another(&memory, stall.path(), rest, true) else { return };
         typed.must(&["write 0 0 8 1", "flush 0"]);
         stall.fail(libc::EIO);
         fails(typed, [format!("{operation} 0 64 8 1")].into_iter(), operation, false);
@@ -89,7 +68,7 @@ fn a_full_file_system_reaches_the_guest_and_the_machine_lives() {
         };
         let path = mount.at().join("disk.img");
         File::create(&path).unwrap().set_len(SIZE).unwrap();
-        let Some(typed) = beside_another(&memory, &path, rest, true) else { return };
+        let Some(typed) = Typed::beside_another(&memory, &path, rest, true) else { return };
         fails(typed, writes(), "write", true);
     }
 }
@@ -106,7 +85,7 @@ fn a_full_file_system_under_a_block_device_reaches_the_guest() {
         let image = mount.at().join("loop.img");
         File::create(&image).unwrap().set_len(SIZE).unwrap();
         let device = LoopDevice::new(&image, Loop { direct: true, ..Loop::default() });
-        let Some(typed) = beside_another(&memory, &device.path, rest, true) else { return };
+        let Some(typed) = Typed::beside_another(&memory, &device.path, rest, true) else { return };
         fails(typed, writes(), "write", no_space);
     }
 }

@@ -49,8 +49,6 @@ fn cell(n: u32) -> Cell {
 
 /// Every combination.
 pub const ALL: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// Every combination of any two properties.
-pub const PAIRS: [u32; 5] = [0b0000, 0b0111, 0b1011, 0b1101, 0b1110];
 
 /// Runs these cells. A machine each, which is killed when the guest's flush has been answered.
 pub fn check(backing: &Backing, cells: &[u32]) {

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::host;
+use crate::host::{self, Memory};
 use crate::monitor::{Monitor, PATIENCE, Setup};
 
 /// What a request ends with (virtio 1.2, 5.2.6).
@@ -55,6 +55,33 @@ impl Typed {
         let client = monitor.qmp();
         monitor.serial.expect("typed: begin");
         Typed { monitor, client, lines: 0 }
+    }
+
+    /// A machine with this as disk 0 (`slow`), and a file in memory as disk 1, on the same loop.
+    pub fn beside_another(memory: &Memory, path: &Path, rest: &str, iothread: bool) -> Option<Typed> {
+        let mut setup = Typed::setup()?;
+        let home = if iothread { ",iothread=io1" } else { "" };
+        if iothread {
+            setup = setup.iothread("io1");
+        }
+        let setup = setup.drive("slow", path, &format!("{rest}{home}"));
+        Some(Typed::start(setup.drive("fast", &memory.image("fast.img", 8 << 20), &format!("direct=off{home}"))))
+    }
+
+    /// That the operator is told of a request of disk 0 that has failed, and that the machine and disk 1 still work.
+    #[track_caller]
+    pub fn check_failure(&mut self, failed: &str, operation: &str, no_space: bool) {
+        let event = self.client.await_event("BLOCK_IO_ERROR");
+        let data = &event["data"];
+        assert_eq!(
+            [&data["device"], &data["operation"], &data["action"]],
+            ["slow", operation, "report"],
+            "{failed}: {event}"
+        );
+        assert_eq!(data["nospace"], no_space, "{failed}: {event}");
+        self.must(&["write 1 0 8 1", "flush 1"]);
+        assert_eq!(self.ask("read 1 0 8 1").number("same"), 1);
+        assert_eq!(self.client.call("query-status")["status"], "running");
     }
 
     /// Types a line, and does not wait for the reply; its number.

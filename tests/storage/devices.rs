@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::dm::{self, Dm};
 use crate::host::{self, Loop, LoopDevice, Memory, Mount};
-use crate::matrix::{Backing, Count, PAIRS, check};
+use crate::matrix::{ALL, Backing, Count, check};
 use crate::modules;
 
 /// Bytes of each disk.
@@ -48,14 +48,14 @@ pub fn loop_device(memory: &Memory, name: &str, bytes: u64) -> LoopDevice {
 }
 
 #[test]
-fn pairs_of_properties_on_brd() {
+fn every_cell_on_brd() {
     if modules::ready() {
-        check(&on_device("brd", Path::new("/dev/ram0"), false, false, vec![]), &PAIRS);
+        check(&on_device("brd", Path::new("/dev/ram0"), false, false, vec![]), &ALL);
     }
 }
 
 #[test]
-fn pairs_of_properties_on_zram() {
+fn every_cell_on_zram() {
     if modules::ready() {
         let _ = fs::write("/sys/block/zram0/disksize", SIZE.to_string());
         let mut backing = on_device("zram", Path::new("/dev/zram0"), false, false, vec![]);
@@ -64,19 +64,19 @@ fn pairs_of_properties_on_zram() {
             let told = fs::read_to_string("/sys/block/zram0/mm_stat").unwrap();
             told.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap()
         }));
-        check(&backing, &PAIRS);
+        check(&backing, &ALL);
     }
 }
 
 #[test]
-fn pairs_of_properties_on_scsi_debug_with_a_write_cache() {
+fn every_cell_on_scsi_debug_with_a_write_cache() {
     if modules::ready() {
-        check(&on_device("scsi_debug", Path::new("/dev/sda"), true, true, vec![]), &PAIRS);
+        check(&on_device("scsi_debug", Path::new("/dev/sda"), true, true, vec![]), &ALL);
     }
 }
 
 #[test]
-fn pairs_of_properties_on_null_blk_with_a_write_cache() {
+fn every_cell_on_null_blk_with_a_write_cache() {
     if !modules::ready() {
         return;
     }
@@ -88,12 +88,12 @@ fn pairs_of_properties_on_null_blk_with_a_write_cache() {
     {
         fs::write(folder.join(file), value).unwrap();
     }
-    check(&on_device("null_blk", Path::new("/dev/nullb0"), true, true, vec![]), &PAIRS);
+    check(&on_device("null_blk", Path::new("/dev/nullb0"), true, true, vec![]), &ALL);
     fs::remove_dir(&folder).unwrap();
 }
 
 #[test]
-fn pairs_of_properties_on_dm_linear() {
+fn every_cell_on_dm_linear() {
     if !modules::ready() {
         return;
     }
@@ -106,7 +106,7 @@ fn pairs_of_properties_on_dm_linear() {
         on_device("dm-linear", &path, true, true, vec![Box::new(linear), Box::new(below), Box::new(memory)]);
     backing.flushes = Some(Box::new(move || host::flushes(&flushed)));
     backing.holds = Box::new(move |offset, bytes| host::holds_at(&image, offset, bytes));
-    check(&backing, &PAIRS);
+    check(&backing, &ALL);
 }
 
 /// A thin volume, and its pool of that many bytes.
@@ -140,7 +140,7 @@ impl Thin {
 }
 
 #[test]
-fn pairs_of_properties_on_dm_thin() {
+fn every_cell_on_dm_thin() {
     if !modules::ready() {
         return;
     }
@@ -151,5 +151,5 @@ fn pairs_of_properties_on_dm_thin() {
         vec![Box::new(thin), Box::new(pool), Box::new(data), Box::new(metadata), Box::new(memory)];
     let mut backing = on_device("dm-thin", &path, true, true, parts);
     backing.flushes = Some(Box::new(move || host::flushes(&flushed)));
-    check(&backing, &PAIRS);
+    check(&backing, &ALL);
 }

@@ -13,17 +13,6 @@ use crate::modules;
 use crate::monitor::{PATIENCE, Setup};
 use crate::typed::{IOERR, Typed, pattern};
 
-/// A machine with this as disk 0, and a file in memory as disk 1, on the same loop.
-fn beside_another(memory: &Memory, path: &Path, rest: &str, iothread: bool) -> Option<Typed> {
-    let mut setup = Typed::setup()?;
-    let home = if iothread { ",iothread=io1" } else { "" };
-    if iothread {
-        setup = setup.iothread("io1");
-    }
-    let setup = setup.drive("slow", path, &format!("{rest}{home}"));
-    Some(Typed::start(setup.drive("fast", &memory.image("fast.img", SIZE), &format!("direct=off{home}"))))
-}
-
 /// That disk 1 and QMP go on while a request of disk 0 is pending.
 fn others_go_on(typed: &mut Typed, what: &str) {
     for n in 0..20 {
@@ -52,7 +41,7 @@ fn a_device_that_does_not_answer_delays_no_other_disk() {
         ("direct=on,aio=io_uring", false, &["begin discard 0 2048 8"]),
         ("direct=off,aio=threads", true, &["begin read 0 4096 8 1"]),
     ] {
-        let Some(mut typed) = beside_another(&memory, &dm.path, rest, iothread) else { return };
+        let Some(mut typed) = Typed::beside_another(&memory, &dm.path, rest, iothread) else { return };
         let _resumed = Resumed(&dm);
         dm.suspend();
         for line in lines {
@@ -125,7 +114,7 @@ fn a_device_that_answers_five_seconds_late_delays_no_other_disk() {
     let memory = Memory::new();
     let below = loop_device(&memory, "below.img", SIZE);
     let dm = Dm::new("slow", SECTORS, "linear", &format!("{} 0", below.path.display()));
-    let Some(mut typed) = beside_another(&memory, &dm.path, "direct=on", false) else { return };
+    let Some(mut typed) = Typed::beside_another(&memory, &dm.path, "direct=on", false) else { return };
     // Not from the start: the monitor looks at the device when it opens it.
     dm.load(SECTORS, "delay", &format!("{} 0 5000", below.path.display()));
     let began = Instant::now();
@@ -141,17 +130,7 @@ fn a_device_that_answers_five_seconds_late_delays_no_other_disk() {
 /// What the guest and the operator are told of a request of disk 0 that fails; then the machine must still work.
 fn fails(typed: &mut Typed, line: &str, operation: &str, no_space: bool) {
     assert_eq!(typed.ask(line).status(), IOERR, "{line}");
-    let event = typed.client.await_event("BLOCK_IO_ERROR");
-    let data = &event["data"];
-    assert_eq!(
-        [&data["device"], &data["operation"], &data["action"]],
-        ["slow", operation, "report"],
-        "{line}: {event}"
-    );
-    assert_eq!(data["nospace"], no_space, "{line}: {event}");
-    typed.must(&["write 1 0 8 1", "flush 1"]);
-    assert_eq!(typed.ask("read 1 0 8 1").number("same"), 1);
-    assert_eq!(typed.client.call("query-status")["status"], "running");
+    typed.check_failure(line, operation, no_space);
 }
 
 #[test]
@@ -172,7 +151,7 @@ fn eio_of_the_device_mapper_reaches_the_guest_and_the_machine_lives() {
         // What the page cache has taken fails when it is flushed.
         ("direct=off,aio=io_uring", "flakey", &writes, ["flush 0", "flush 0"]),
     ] {
-        let Some(mut typed) = beside_another(&memory, &dm.path, rest, true) else { return };
+        let Some(mut typed) = Typed::beside_another(&memory, &dm.path, rest, true) else { return };
         dm.load(SECTORS, target, parameters);
         for line in lines {
             if line == "flush 0" {
@@ -197,7 +176,7 @@ fn a_medium_error_of_a_scsi_disk_reaches_the_guest() {
     /// Where scsi_debug has its bad sectors.
     const BAD: u64 = 0x1234;
     let memory = Memory::new();
-    let Some(mut typed) = beside_another(&memory, Path::new("/dev/sda"), "direct=on", true) else { return };
+    let Some(mut typed) = Typed::beside_another(&memory, Path::new("/dev/sda"), "direct=on", true) else { return };
     std::fs::write(OPTS, "2").unwrap();
     fails(&mut typed, &format!("read 0 {BAD} 1 1"), "read", false);
     typed.must(&["write 0 64 8 1"]);
@@ -215,7 +194,7 @@ fn a_full_thin_pool_reaches_the_guest_and_a_discard_makes_room() {
         let memory = Memory::new();
         // Sixteen blocks of 64 KiB for a volume of 128.
         let thin = Thin::new(&memory, 1 << 20, SIZE, "1 error_if_no_space");
-        let Some(mut typed) = beside_another(&memory, &thin.thin.path, &format!("direct={direct}"), true) else {
+        let Some(mut typed) = Typed::beside_another(&memory, &thin.thin.path, &format!("direct={direct}"), true) else {
             return;
         };
         let block = |n: u64| 128 * n;
