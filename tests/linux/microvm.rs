@@ -12,7 +12,7 @@ use super::{TROUBLES, noise, shutdown, tap, topology, unexpected_warnings};
 use crate::monitor::{Directory, Monitor};
 
 /// A file of the directory that this variable names.
-fn file(variable: &str, name: &str) -> String {
+pub fn file(variable: &str, name: &str) -> String {
     let directory = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set, see docs/testing.md"));
     PathBuf::from(directory).join(name).into_os_string().into_string().unwrap()
 }

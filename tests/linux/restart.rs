@@ -1,8 +1,8 @@
 //! How Linux ends a life of its machine: each way to restart it, from each vCPU, with and without ACPI; power-off and halt.
 //!
 //! The guest runs `tools/linux/tests/restart`, which ends its life by what is typed, so that one monitor goes through many
-//! lives. No word of the command line names a way: a distribution's image has none. `LOOPVISOR_KERNELS` names the kernels,
-//! with commas between them; `LOOPVISOR_RESTARTS=all` tries every way with each, on one vCPU and on four.
+//! lives. No word of the command line names a way: a distribution's image has none. `LOOPVISOR_RESTARTS=all` tries every way
+//! with every kernel, on one vCPU and on four.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -10,22 +10,40 @@ use std::thread;
 
 use serde_json::{Value, json};
 
+use crate::microvm::{self, file};
 use crate::monitor::{Directory, Monitor, Qmp, cpus};
 use crate::{assert_no_trouble, shutdown, tap, topology};
 
 /// Each way that ends in a reset, in the words of the script.
 const WAYS: [&str; 10] = ["reboot", "sysrq", "panic", "nmi", "kbd", "triple", "acpi", "pci", "bios", "efi"];
 
-/// The kernels of `LOOPVISOR_LINUX` that are tried.
-fn kernels() -> Vec<String> {
-    let names = std::env::var("LOOPVISOR_KERNELS").ok().filter(|names| !names.is_empty());
-    names.as_deref().unwrap_or("vmlinuz").split(',').map(str::to_owned).collect()
+/// A kernel to restart.
+struct Kernel {
+    path: String,
+    /// The way that it chooses without being told.
+    choice: &'static str,
+    /// It reports a panic by pvpanic, which ends the machine: only another kernel restarts by a panic.
+    has_pvpanic: bool,
 }
 
-/// Whether everything is to be tried, which takes a quarter of an hour in the nested host. Otherwise what a test leaves out is
-/// what another does.
+/// Debian's kernel and the microVM kernel as bzImage; if everything is to be tried, also as ELF files.
+fn kernels() -> Vec<Kernel> {
+    let debian = |name| Kernel { path: file("LOOPVISOR_LINUX", name), choice: "efi", has_pvpanic: false };
+    let microvm = |name| Kernel { path: microvm::kernel(name), choice: "acpi", has_pvpanic: true };
+    let mut kernels = vec![debian("vmlinuz"), microvm("bzImage")];
+    if all() {
+        kernels.extend([debian("vmlinux"), microvm("vmlinux")]);
+    }
+    kernels
+}
+
+/// Whether everything is to be tried, which takes a quarter of an hour in the nested host.
 fn all() -> bool {
     std::env::var("LOOPVISOR_RESTARTS").is_ok_and(|value| value == "all")
+}
+
+fn is_panic(way: &str) -> bool {
+    way.starts_with("panic") || way.starts_with("nmi")
 }
 
 /// A guest that has come up and waits to be told how its life ends.
@@ -98,12 +116,12 @@ fn answer_each_line(path: &str) {
 }
 
 /// Goes through a life for each of `ways` on `cpus` vCPUs with a disk that each must find as the last has left it.
-fn go_through(kernel: &str, scripts: &str, cpus: u32, ways: &[&str]) -> Monitor {
+fn go_through(kernel: &Kernel, scripts: &str, cpus: u32, ways: &[&str]) -> Monitor {
     let directory = Directory::new();
     let drive = format!("id=one,file={},direct=off,iothread=a", directory.image("a.img", 8 << 20));
     let options = ["-smp", &cpus.to_string(), "-iothread", "id=a", "-drive", &drive];
     let words = format!("loopvisor.script={scripts}");
-    let mut lives = Lives::start(kernel, &words, &options);
+    let mut lives = Lives::start(&kernel.path, &words, &options);
     ways.iter().for_each(|way| lives.restart(way));
     let monitor = lives.finish(ways);
     let told = monitor.lines("restart: the ");
@@ -113,7 +131,7 @@ fn go_through(kernel: &str, scripts: &str, cpus: u32, ways: &[&str]) -> Monitor 
     assert_eq!(monitor.lines(&format!("restart: {ready}")).len(), ways.len() + 1, "{ready}");
     let text = monitor.console();
     let troubles = text.lines().filter(|line| line.contains("Kernel panic")).count();
-    let asked = ways.iter().filter(|way| way.starts_with("panic") || way.starts_with("nmi")).count();
+    let asked = ways.iter().filter(|way| is_panic(way)).count();
     assert_eq!(troubles, asked, "panics");
     monitor
 }
@@ -121,25 +139,21 @@ fn go_through(kernel: &str, scripts: &str, cpus: u32, ways: &[&str]) -> Monitor 
 #[test]
 fn linux_reboots_by_every_way_and_finds_its_disk_each_time() {
     for kernel in kernels() {
-        // The way that the kernel has chosen is `efi` and then `bios`; the other test of every kernel has `sysrq`.
-        let short = |way: &&str| !["efi", "bios", "sysrq"].contains(way);
-        let ways: Vec<&str> = WAYS.into_iter().filter(|way| all() || short(way)).chain(["wait"]).collect();
-        let monitor = go_through(&kernel, "restart", cpus(), &ways);
+        let ways = WAYS.into_iter().filter(|way| !(kernel.has_pvpanic && is_panic(way)));
+        let monitor = go_through(&kernel, "restart", cpus(), &ways.chain(["wait"]).collect::<Vec<_>>());
         assert_no_trouble(&monitor);
-        if kernel.starts_with("vmlinu") {
-            assert_eq!(monitor.lines(&format!("restart: ready on {} vCPUs, by ", cpus()))[0], "efi", "its own choice");
-        }
+        assert_eq!(monitor.lines(&format!("restart: ready on {} vCPUs, by ", cpus()))[0], kernel.choice);
     }
 }
 
 #[test]
 fn linux_reboots_by_any_of_four_vcpus() {
     for kernel in kernels() {
-        let some = ["reboot 3", "panic 1", "sysrq 2"];
-        let every: Vec<String> = WAYS.iter().map(|way| format!("{way} 3")).collect();
-        let every: Vec<&str> = every.iter().map(String::as_str).collect();
-        let ways = if all() { &every[..] } else { &some };
-        let monitor = go_through(&kernel, "report,restart", 4, ways);
+        let some = ["reboot 3", "panic 1", "sysrq 2"].map(str::to_owned);
+        let ways = if all() { WAYS.map(|way| format!("{way} 3")).to_vec() } else { some.to_vec() };
+        let ways: Vec<&str> =
+            ways.iter().map(String::as_str).filter(|way| !(kernel.has_pvpanic && is_panic(way))).collect();
+        let monitor = go_through(&kernel, "report,restart", 4, &ways);
         let told: Vec<_> = monitor.lines("cpu").into_iter().map(|line| format!("cpu{line}")).collect();
         assert_eq!(told, vec![topology(4); ways.len() + 1].concat());
     }
