@@ -67,10 +67,25 @@ pub fn discard(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// The user on this host of the device that `facts` describe: a mount, swap or another block device, in words for an error.
+/// The user on this host of the device that `facts` describe, or of one of its partitions: a mount, swap or another block
+/// device, in words for an error.
 pub fn user_of(facts: &Metadata) -> Option<String> {
-    let is_it = |path: &str| fs::metadata(path).is_ok_and(|other| other.rdev() == facts.rdev());
-    let (major, minor) = (libc::major(facts.rdev()), libc::minor(facts.rdev()));
+    user_of_number(facts.rdev()).or_else(|| {
+        let folder = format!("/sys/dev/block/{}:{}", libc::major(facts.rdev()), libc::minor(facts.rdev()));
+        fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+            // Only a partition's folder has this file.
+            fs::metadata(entry.path().join("partition")).ok()?;
+            let number = fs::read_to_string(entry.path().join("dev")).ok()?;
+            let (major, minor) = number.trim_end().split_once(':')?;
+            let user = user_of_number(libc::makedev(major.parse().ok()?, minor.parse().ok()?))?;
+            Some(format!("partition {} is {user}", entry.file_name().to_str()?))
+        })
+    })
+}
+
+fn user_of_number(number: libc::dev_t) -> Option<String> {
+    let is_it = |path: &str| fs::metadata(path).is_ok_and(|other| other.rdev() == number);
+    let (major, minor) = (libc::major(number), libc::minor(number));
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     if let Some(place) = mounts.lines().find_map(|line| mounted_at(line, &format!("{major}:{minor}"), is_it)) {
         return Some(format!("mounted on {place}"));

@@ -8,7 +8,7 @@ use crate::typed::{OK, Typed, pattern};
 
 const DIRECT: [&str; 4] =
     ["direct=on,aio=io_uring", "direct=on,aio=threads", "direct=off,aio=io_uring", "direct=off,aio=threads"];
-const SECTORS_4096: Loop = Loop { sector: 4096, direct: false, read_only: false };
+const SECTORS_4096: Loop = Loop { sector: 4096, direct: false, read_only: false, partitions: false };
 
 #[test]
 fn sectors_of_512_bytes_work_on_a_device_with_4096() {

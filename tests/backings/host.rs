@@ -93,11 +93,13 @@ pub struct Loop {
     pub sector: u32,
     pub direct: bool,
     pub read_only: bool,
+    /// The kernel looks for a partition table.
+    pub partitions: bool,
 }
 
 impl Default for Loop {
     fn default() -> Loop {
-        Loop { sector: 512, direct: false, read_only: false }
+        Loop { sector: 512, direct: false, read_only: false, partitions: false }
     }
 }
 
@@ -116,9 +118,11 @@ impl LoopDevice {
         const LOOP_CTL_GET_FREE: u64 = 0x4c82;
         const READ_ONLY: u32 = 1;
         const AUTOCLEAR: u32 = 4;
+        const PARTITIONS: u32 = 8;
         const DIRECT_IO: u32 = 16;
         let file = File::options().read(true).write(!how.read_only).open(image).unwrap();
-        let flags = AUTOCLEAR | if how.read_only { READ_ONLY } else { 0 } | if how.direct { DIRECT_IO } else { 0 };
+        let options = [(how.read_only, READ_ONLY), (how.partitions, PARTITIONS), (how.direct, DIRECT_IO)];
+        let flags = options.iter().filter(|(wanted, _)| *wanted).fold(AUTOCLEAR, |flags, (_, flag)| flags | flag);
         let control = File::options().read(true).write(true).open("/dev/loop-control").unwrap();
         // A device that another test is making would be claimed by us for a moment, and refused to its monitor.
         static ONE: Mutex<()> = Mutex::new(());

@@ -1,16 +1,17 @@
 //! What the device mapper makes of a device: one that does not answer or answers late, that fails, that is full, that grows,
 //! that is held.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::devices::{SECTORS, SIZE, Thin, loop_device};
-use crate::dm::Dm;
+use crate::dm::{self, Dm};
 use crate::host::{self, Loop, LoopDevice, Memory};
 use crate::modules;
 use crate::monitor::{PATIENCE, Setup};
+use crate::powercut::partitioned;
 use crate::typed::{IOERR, Typed, pattern};
 
 /// That disk 1 and QMP go on while a request of disk 0 is pending.
@@ -259,6 +260,21 @@ fn a_device_that_the_device_mapper_holds_is_refused_for_writing() {
     let (code, told) = Setup::guest("mode=hello").unwrap().drive("vdb", &dm.path, "").run();
     assert_eq!(code, 1, "{told}");
     typed.quit();
+}
+
+#[test]
+fn a_disk_whose_partition_is_in_use_is_refused_and_names_it() {
+    if !modules::ready() {
+        return;
+    }
+    let memory = Memory::new();
+    let disk = partitioned(&memory, Loop { partitions: true, ..Loop::default() });
+    let partition = PathBuf::from(format!("{}p1", disk.path.display()));
+    let _user = Dm::new("user", dm::sectors(&partition), "linear", &format!("{} 0", partition.display()));
+    let (code, told) = Setup::guest("mode=hello").unwrap().drive("vda", &disk.path, "direct=on").run();
+    let name = partition.file_name().unwrap().to_str().unwrap();
+    let wanted = format!("in use on this host (partition {name} is part of /dev/mapper/user)");
+    assert!(code == 1 && told.contains(&wanted), "{told}");
 }
 
 #[test]

@@ -46,14 +46,14 @@ impl Logged {
     }
 }
 
-/// A device with sectors of 4096 bytes that has a partition table of 512-byte sectors: one partition, of 100 from the third on.
-fn partitioned(memory: &Memory) -> LoopDevice {
+/// A device that has a partition table of 512-byte sectors: one partition, of 100 from the third on.
+pub fn partitioned(memory: &Memory, how: Loop) -> LoopDevice {
     let image = memory.image("partitioned.img", 1 << 20);
     // The boot record: four partitions from 446 on, of 16 bytes each, and its magic number.
     let partition = [&[0, 0, 0, 0, 0x83, 0, 0, 0], &3_u32.to_le_bytes()[..], &100_u32.to_le_bytes()].concat();
     let record = [&[0; 446], &partition[..], &[0; 48], &[0x55, 0xaa]].concat();
     File::options().write(true).open(&image).unwrap().write_all_at(&record, 0).unwrap();
-    LoopDevice::new(&image, Loop { sector: 4096, ..Loop::default() })
+    LoopDevice::new(&image, how)
 }
 
 /// Boots Linux with the two disks, and marks in the logs which records it has reported. Returns how many those are.
@@ -61,7 +61,7 @@ fn partitioned(memory: &Memory) -> LoopDevice {
 /// A third disk costs no boot of its own: its partitions must be found.
 fn write_records(block: &Logged, outer: &Logged, image: &Path, seconds: u32) -> usize {
     let memory = Memory::new();
-    let third = partitioned(&memory);
+    let third = partitioned(&memory, Loop { sector: 4096, ..Loop::default() });
     let linux = PathBuf::from(std::env::var_os("LOOPVISOR_LINUX").expect("LOOPVISOR_LINUX, see docs/testing.md"));
     let file = |name: &str| linux.join(name).to_str().unwrap().to_owned();
     let words = format!("console=ttyS0 panic=-1 loopvisor.script=records loopvisor.seconds={seconds}");
