@@ -8,8 +8,9 @@ use crate::bus::Slot;
 /// What the ACPI tables call S5, soft off, in the control register's sleep type.
 pub const SLEEP_TYPE_S5: u8 = 5;
 
-/// The control register: the sleep type in bits 2 to 4, and bit 5 to make it so.
+/// The control register: the sleep type in bits 2 to 4, and bit 5 to make it so. The other bits are reserved.
 const CONTROL: u64 = 0;
+const SLEEP_TYPE: u8 = 0b111 << 2;
 const SLEEP_ENABLE: u8 = 1 << 5;
 const POWER_OFF: u8 = SLEEP_TYPE_S5 << 2 | SLEEP_ENABLE;
 
@@ -32,7 +33,9 @@ impl Slot for Power {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if (offset, data) == (CONTROL, &[POWER_OFF]) {
+        if let (CONTROL, &[value]) = (offset, data)
+            && value & (SLEEP_TYPE | SLEEP_ENABLE) == POWER_OFF
+        {
             (self.on_power_off)();
         }
     }
@@ -51,12 +54,13 @@ mod tests {
         let mut power = Power::new(move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        for (offset, data) in [(0, &[0x14][..]), (0, &[0x20]), (1, &[0x34]), (0, &[0x34, 0])] {
+        for (offset, data) in [(0, &[0x14][..]), (0, &[0x20]), (0, &[0x3c]), (1, &[0x34]), (0, &[0x34, 0])] {
             power.write(offset, data);
         }
         assert_eq!(offs.load(Ordering::Relaxed), 0);
         power.write(0, &[0x34]);
-        assert_eq!(offs.load(Ordering::Relaxed), 1);
+        power.write(0, &[0xf7]);
+        assert_eq!(offs.load(Ordering::Relaxed), 2, "the reserved bits mean nothing");
         let mut status = [0xff; 2];
         power.read(0, &mut status);
         assert_eq!(status, [0, 0]);
