@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 use self::nics::{Netdevs, NicNews};
 use super::run::Message;
 use crate::config::spec::{
-    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_VIRTIO_DEVICES,
+    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_SERIAL_BYTES,
+    MAX_VIRTIO_DEVICES,
 };
-use crate::devices::block::Order;
+use crate::devices::block::{Order, QUEUE_SIZE};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost, Sender};
 use crate::machine::{DiskSlot, Drive, DriveMaker, Inventory};
@@ -186,7 +187,11 @@ impl Plug {
         };
         let Node { device, mut drive } = self.nodes.remove(node);
         drive.device.clone_from(&asked.id);
-        drive.outlives_device = asked.drive.is_some();
+        // Kata's StratoVirt driver gives both one name, and never deletes the node.
+        drive.outlives_device = asked.drive.as_ref().is_some_and(|node| *node != asked.id);
+        let serial = asked.serial.clone().unwrap_or_else(|| drive.spec.id.clone());
+        // Heard before the guest's first request: the drive reads its orders when it comes into a loop.
+        let _ = drive.orders.send(Order::Identify(serial));
         let disk = &mut inventory.disks[slot];
         disk.busy = true;
         self.under_way.push(drive.spec.id.clone());
@@ -217,6 +222,15 @@ impl Plug {
                  that the driver has read from the empty slot; use -drive ...,logical_block_size={size} at the start",
                 LOGICAL_BLOCKS[0]
             )));
+        }
+        let fixed = [("num-queues", asked.num_queues, 1), ("queue-size", asked.queue_size, QUEUE_SIZE)];
+        if let Some((name, _, only)) = fixed.iter().find(|(_, size, only)| size.is_some_and(|size| size != *only)) {
+            return Err(Error::usage(format!(
+                "Parameter '{name}' takes {only} only: the slot has its queue from the start; leave it out"
+            )));
+        }
+        if asked.serial.as_ref().is_some_and(|serial| serial.len() > MAX_SERIAL_BYTES) {
+            return Err(Error::usage(format!("Parameter 'serial' takes text of at most {MAX_SERIAL_BYTES} bytes")));
         }
         let wanted = asked.drive.as_ref().unwrap_or(id);
         let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);

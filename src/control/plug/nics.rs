@@ -149,7 +149,7 @@ impl Plug {
             tap: Some(tap),
             limits: Limits::default(),
             counters: cable.counters.clone(),
-            outlives_device: asked.netdev.is_some(),
+            outlives_device: asked.netdev.as_ref().is_some_and(|netdev| *netdev != asked.id),
         });
         let slot = &mut inventory.nics[number];
         slot.busy = true;
@@ -167,8 +167,9 @@ impl Plug {
     fn plan_nic(&self, asked: &DeviceAdd, inventory: &Inventory) -> Result<(usize, usize)> {
         check_name("id", &asked.id)?;
         check_free(&asked.id, inventory)?;
-        if asked.lun.is_some() || asked.drive.is_some() {
-            return Err(Error::usage("Parameters 'lun' and 'drive' are a disk's; accepted: 'addr' and 'netdev'"));
+        let disks = [("lun", asked.lun.is_some()), ("drive", asked.drive.is_some()), ("serial", asked.serial.is_some())];
+        if let Some((name, _)) = disks.iter().find(|(_, given)| *given) {
+            return Err(Error::usage(format!("Parameter '{name}' is only for disks; use 'addr' and 'netdev'")));
         }
         let wanted = asked.netdev.as_ref().unwrap_or(&asked.id);
         let place = self.netdevs.waiting.iter().position(|netdev| netdev.cable.id == *wanted);
