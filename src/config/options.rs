@@ -27,9 +27,19 @@ pub fn name(text: &str) -> Result<String> {
 }
 
 /// `-machine [type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]
-/// [,kernel-format=auto|bzimage|elf|flat]`, written into `spec`.
+/// [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off]`, written into `spec`.
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
-    let keys = ["type", "accel", "usb", "dump-guest-core", "mem-share", "disk-slots", "nic-slots", "kernel-format"];
+    let keys = [
+        "type",
+        "accel",
+        "usb",
+        "dump-guest-core",
+        "mem-share",
+        "disk-slots",
+        "nic-slots",
+        "kernel-format",
+        "reboot",
+    ];
     let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
     machine_of(&pairs, spec)
 }
@@ -45,6 +55,9 @@ pub(super) fn machine_of(pairs: &KeyValues<'_>, spec: &mut VmSpec) -> Result<()>
     }
     if let Some(shared) = pairs.get_bool("mem-share")? {
         spec.mem_share = shared;
+    }
+    if let Some(reboot) = pairs.get_bool("reboot")? {
+        spec.no_reboot = !reboot;
     }
     let slots = |key| {
         pairs.get(key, &format!("a number from 0 to {MAX_VIRTIO_DEVICES} (rule D3.4)"), |number| {

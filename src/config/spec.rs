@@ -99,7 +99,7 @@ pub struct VmSpec {
     pub daemonize: bool,
     /// `-freeze`, `-S`: the vCPUs wait for the first `cont`.
     pub freeze: bool,
-    /// `-no-reboot`: a reset ends the machine.
+    /// `-no-reboot`, `-machine reboot=off`: a reset ends the machine.
     pub no_reboot: bool,
     /// Options that were accepted and mean nothing here, for the log.
     pub ignored: Vec<String>,
@@ -289,8 +289,10 @@ pub enum SerialSpec {
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogSpec {
-    /// Standard error: no `-D`, or `-D` without a file.
+    /// Standard error: no `-D`, or `-D` without a file while standard output is the serial port's.
     Stderr,
+    /// Standard output: `-D` without a file.
+    Stdout,
     /// `-D FILE`: appended to, mode 0640.
     File(PathBuf),
 }

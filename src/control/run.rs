@@ -92,7 +92,7 @@ pub struct Control {
     waiting: VecDeque<Change>,
     /// The reset that is going on, or that the vCPUs are being parked for.
     reset: Option<Reset>,
-    /// `-no-reboot`: a reset is the end.
+    /// `-no-reboot` or `-machine reboot=off`: a reset ends the machine.
     no_reboot: bool,
     /// Of what the guest can cause as often as it likes.
     log: FaultLog,
@@ -264,7 +264,7 @@ impl Control {
         if self.end.get().is_some() {
             // Linux pulls the line until it is stopped.
         } else if self.no_reboot {
-            info!("the guest resets the machine by {how}, which is the end (-no-reboot)");
+            info!("the guest resets the machine by {how}, which ends it (-no-reboot or reboot=off)");
             self.finish(ShutdownCause::GuestReset, End::Wanted);
         } else if self.reset.is_none() && !self.waiting.iter().any(|change| matches!(change, Change::Reset(_))) {
             if self.log.allows(now_ns) {

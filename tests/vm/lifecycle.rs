@@ -127,7 +127,7 @@ fn every_way_in_which_a_guest_restarts_itself_is_the_end_without_reboots() {
         client.expect_end();
         assert_eq!(monitor.exit_code(), 0);
         let log = monitor.log.text();
-        assert_eq!(log.matches("which is the end (-no-reboot)").count(), 1, "{how}: {log}");
+        assert_eq!(log.matches("which ends it (-no-reboot or reboot=off)").count(), 1, "{how}: {log}");
     }
 }
 

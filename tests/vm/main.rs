@@ -22,6 +22,7 @@ mod config;
 mod console;
 mod disk;
 mod iothread;
+mod kata;
 mod lifecycle;
 mod limits;
 mod looptop;
