@@ -34,5 +34,6 @@ mod plug_net;
 mod qmp;
 mod qmp_hostile;
 mod rng;
+mod seccomp;
 mod shell;
 mod vsock;
