@@ -69,6 +69,7 @@ impl Machine {
             None => memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
             Some(path) => memory::allocate_on(path, spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
         };
+        memory::reserve(&ram)?;
         let sockets =
             spec.consoles.iter().map(|console| parts::console::listen(console, spec)).collect::<Result<Vec<_>>>()?;
         let open = |drive: &DriveSpec| {

@@ -354,6 +354,19 @@ fn a_kernel_finds_zeros_behind_its_file_in_memory_that_a_file_has_filled() {
 }
 
 #[test]
+fn a_reset_leaves_no_byte_of_a_private_file_in_memory() {
+    // The guest marks its memory, and looks after each reset that it is zero.
+    let Some(setup) = Setup::guest_that_reboots("mode=reboot count=3 memory=filled end=acpi") else { return };
+    let path = setup.folder.path("memory");
+    fs::write(&path, vec![0xaa; 64 << 20]).unwrap();
+    let setup = setup.option("-mem-path", path.to_str().unwrap()).option("-m", "64M");
+    let mut monitor = setup.disk("vda", MIB, "direct=off").start();
+    monitor.expect_ok();
+    let found = ["boot=1 round=0 memory=filled", "boot=2 round=1 memory=zero", "boot=3 round=2 memory=zero"];
+    assert_eq!(boots(&monitor.serial.text()), found.map(|line| format!("reboot: {line}")));
+}
+
+#[test]
 fn the_power_button_is_an_interrupt_that_the_guest_may_act_on_also_after_a_pause_and_a_reset() {
     let Some(setup) = Setup::guest_that_reboots("mode=power count=3 end=acpi") else { return };
     let mut monitor = setup.start();
