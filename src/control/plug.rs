@@ -159,6 +159,9 @@ impl Plug {
             return done
                 .end(Err(Error::usage(format!("Node '{id}' is in use by device '{device}'; use device_del first"))));
         }
+        if self.under_way.iter().any(|other| other == id) {
+            return done.end(Err(under_way("Node", id)));
+        }
         if let Some(place) = self.gone.iter().position(|gone| gone == id) {
             self.gone.remove(place);
             return done.end(Ok(json!({})));
@@ -235,11 +238,11 @@ impl Plug {
         let wanted = asked.drive.as_ref().unwrap_or(id);
         let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);
         let node = place.ok_or_else(|| {
-            let why = match drives(inventory).find(|drive| drive.spec.id == *wanted) {
-                Some(drive) => format!("Node '{wanted}' is in use by device '{}'", drive.device),
-                None => format!("Node '{wanted}' not found; use blockdev-add first"),
-            };
-            Error::new(Kind::NotFound, why)
+            match drives(inventory).find(|drive| drive.spec.id == *wanted) {
+                Some(drive) => Error::usage(format!("Node '{wanted}' is in use by device '{}'", drive.device)),
+                None if self.under_way.contains(wanted) => under_way("Node", wanted),
+                None => Error::new(Kind::NotFound, format!("Node '{wanted}' not found; use blockdev-add first")),
+            }
         })?;
         Ok((free_slot(asked, &inventory.disks)?, node))
     }
@@ -431,6 +434,11 @@ fn drives(inventory: &Inventory) -> impl Iterator<Item = &Drive> {
 
 fn gone(_: Lost) -> Error {
     Error::new(Kind::NotActive, "the disk has left its slot meanwhile, or its slot has failed")
+}
+
+/// It is being opened, plugged, unplugged or closed.
+fn under_way(what: &str, id: &str) -> Error {
+    Error::new(Kind::NotActive, format!("{what} '{id}' is busy with another command; try again when that is answered"))
 }
 
 fn failed(slot: usize) -> Error {

@@ -217,7 +217,7 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
         (
             "device_add",
             with(device("x", "0x1"), "drive", json!("data")),
-            "DeviceNotFound",
+            "GenericError",
             &["in use by device 'data'"],
         ),
         ("device_add", json!({"id": "spare", "driver": "virtio-gpu"}), "GenericError", &["'virtio-gpu'", "blk", "net"]),

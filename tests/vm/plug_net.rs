@@ -173,7 +173,7 @@ fn every_mistake_about_a_nic_is_told_and_leaves_nothing_behind() {
         (
             "device_add",
             with(device("x", "0x1"), "netdev", json!("net0")),
-            "DeviceNotFound",
+            "GenericError",
             &["in use by device 'net0'"],
         ),
         ("netdev_del", json!({"id": "net0"}), "GenericError", &["device 'net0'", "device_del"]),
