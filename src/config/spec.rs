@@ -213,6 +213,18 @@ impl DriveSpec {
     pub fn shares_limits_with(&self, other: &DriveSpec) -> bool {
         self.group.is_some() && self.group == other.group
     }
+    /// What the guest reads as the serial number is the beginning of the id: the warning about it. Two drives may look the same.
+    pub fn cut_serial(&self) -> Option<String> {
+        let cut = self.serial.is_none() && self.id.len() > MAX_SERIAL_BYTES;
+        cut.then(|| {
+            format!(
+                "drive \"{}\": the guest reads the first {MAX_SERIAL_BYTES} bytes of the id as the serial number; use serial= \
+                 for one of its own",
+                self.id
+            )
+        })
+    }
+
 }
 
 /// Whether the guest may write.

@@ -192,6 +192,10 @@ impl Plug {
         drive.device.clone_from(&asked.id);
         // Kata's StratoVirt driver gives both one name, and never deletes the node.
         drive.outlives_device = asked.drive.as_ref().is_some_and(|node| *node != asked.id);
+        drive.spec.serial.clone_from(&asked.serial);
+        if let Some(warning) = drive.spec.cut_serial() {
+            warn!("{warning}");
+        }
         let serial = asked.serial.clone().unwrap_or_else(|| drive.spec.id.clone());
         // Heard before the guest's first request: the drive reads its orders when it comes into a loop.
         let _ = drive.orders.send(Order::Identify(serial));
@@ -432,13 +436,13 @@ fn drives(inventory: &Inventory) -> impl Iterator<Item = &Drive> {
     inventory.disks.iter().filter_map(|disk| disk.drive.as_ref())
 }
 
-fn gone(_: Lost) -> Error {
-    Error::new(Kind::NotActive, "the disk has left its slot meanwhile, or its slot has failed")
-}
-
 /// It is being opened, plugged, unplugged or closed.
 fn under_way(what: &str, id: &str) -> Error {
     Error::new(Kind::NotActive, format!("{what} '{id}' is busy with another command; try again when that is answered"))
+}
+
+fn gone(_: Lost) -> Error {
+    Error::new(Kind::NotActive, "the disk has left its slot meanwhile, or its slot has failed")
 }
 
 fn failed(slot: usize) -> Error {

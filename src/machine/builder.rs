@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use log::warn;
+
 use super::board::Board;
 use super::boot::{self, Boot};
 use super::hardware::{Hardware, Image};
@@ -186,6 +188,9 @@ fn plug_disks(
     let plug = |slot| {
         let (device, drive, iothread) = match disks.next() {
             Some((drive, disk)) => {
+                if let Some(warning) = drive.cut_serial() {
+                    warn!("{warning}");
+                }
                 let limits = spec.limits_of(drive);
                 let throttle = parts::drive::throttle(drive, &limits, &mut groups);
                 let (device, part) = maker.make(drive, disk, throttle, limits);
