@@ -43,7 +43,8 @@ struct Options {
     #[argh(
         option,
         arg_name = "[type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]\
-                    [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off]"
+                    [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off]\
+                    [,auto-kernel-cmdline=on|off]"
     )]
     machine: Option<String>,
     /// what runs the guest: the processor, always

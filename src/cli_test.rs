@@ -50,7 +50,7 @@ fn nic(id: &str, tap: &str) -> NicSpec {
 
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
-    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=2,kernel-format=flat -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
+    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=2,kernel-format=flat,auto-kernel-cmdline=on -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -netdev id=n0,netdev=t0 -netdev tap,id=x,ifname=t1 \
                 -device virtio-net-device,netdev=x,id=n1 -serial stdio -api-channel unix:/a \
@@ -67,6 +67,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         mem_path: Some("m".into()),
         kernel: "k".into(),
         kernel_format: KernelFormat::Flat,
+        kernel_words: Some(true),
         initrd: Some("i".into()),
         append: "a=b=c d".into(),
         drives: vec![DriveSpec {

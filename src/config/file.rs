@@ -105,6 +105,7 @@ fn parts() -> Vec<(&'static str, Part)> {
         ("disk_slots", "disk-slots", Number),
         ("nic_slots", "nic-slots", Number),
         ("kernel_format", "kernel-format", Text),
+        ("auto_kernel_cmdline", "auto-kernel-cmdline", Bool),
     ];
     let drive = [
         ("drive_id", "id", Text),

@@ -63,6 +63,9 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// `-machine kernel-format=`: what it is.
     pub kernel_format: KernelFormat,
+    /// `-machine auto-kernel-cmdline=`: whether the kernel's command line names the virtio devices; if nothing is said, where
+    /// the kernel may need it (`machine::boot`).
+    pub kernel_words: Option<bool>,
     /// `-initrd`.
     pub initrd: Option<PathBuf>,
     /// `-append`: the words as given, joined by blanks; the monitor adds its own (`machine::boot::command_line`).
@@ -119,6 +122,7 @@ impl VmSpec {
             mem_path: None,
             kernel: kernel.into(),
             kernel_format: KernelFormat::Auto,
+            kernel_words: None,
             initrd: None,
             append: String::new(),
             drives: Vec::new(),
@@ -209,10 +213,6 @@ impl DriveSpec {
         }
     }
 
-    /// Whether both are in one group.
-    pub fn shares_limits_with(&self, other: &DriveSpec) -> bool {
-        self.group.is_some() && self.group == other.group
-    }
     /// What the guest reads as the serial number is the beginning of the id: the warning about it. Two drives may look the same.
     pub fn cut_serial(&self) -> Option<String> {
         let cut = self.serial.is_none() && self.id.len() > MAX_SERIAL_BYTES;
@@ -225,6 +225,10 @@ impl DriveSpec {
         })
     }
 
+    /// Whether both are in one group.
+    pub fn shares_limits_with(&self, other: &DriveSpec) -> bool {
+        self.group.is_some() && self.group == other.group
+    }
 }
 
 /// Whether the guest may write.

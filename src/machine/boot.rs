@@ -32,8 +32,11 @@ pub struct Boot {
     format: KernelFormat,
     /// The initial RAM disk.
     initrd: Option<(PathBuf, File)>,
-    /// The command line, complete.
-    command_line: String,
+    /// The user's part of the command line.
+    append: String,
+    /// The words that name the virtio devices, and whether they are given: by the kernel and its command line, if nothing is
+    /// said.
+    words: (String, Option<bool>),
 }
 
 impl Boot {
@@ -42,12 +45,27 @@ impl Boot {
     /// # Errors
     ///
     /// One cannot be opened, or is no regular file.
-    pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, command_line: String) -> Result<Boot> {
+    pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, append: String) -> Result<Boot> {
         let named = |what, path: &Path| -> Result<_> {
             Ok((path.to_owned(), open(path).context(|| format!("{what} {path:?}"))?))
         };
         let kernel = named("kernel", kernel)?;
-        Ok(Boot { kernel, format, initrd: initrd.map(|path| named("initrd", path)).transpose()?, command_line })
+        let initrd = initrd.map(|path| named("initrd", path)).transpose()?;
+        Ok(Boot { kernel, format, initrd, append, words: (String::new(), None) })
+    }
+
+    /// The same with these words for the virtio devices, given, left out, or as the kernel needs them.
+    #[must_use]
+    pub fn with_words(self, words: String, given: Option<bool>) -> Boot {
+        Boot { words: (words, given), ..self }
+    }
+
+    /// The whole command line. A bzImage is a distribution's kernel: it finds the devices by ACPI, and warns of each word that it
+    /// does not know. Other kernels may have been built without ACPI, and any may have it switched off.
+    fn command_line(&self, is_bzimage: bool) -> String {
+        let (words, given) = &self.words;
+        let given = given.unwrap_or_else(|| !is_bzimage || has_acpi_off(&self.append));
+        command_line(&self.append, if given { words } else { "" })
     }
 }
 
@@ -74,7 +92,7 @@ pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
     let (path, file) = &mut boot.kernel;
     let may_be_flat = path.extension().is_some_and(|extension| extension == "bin");
     let kernel = kernel::load(ram, file, boot.format, may_be_flat, zeroed).context(|| format!("kernel {path:?}"))?;
-    write_command_line(ram, &boot.command_line, kernel.command_line_max)?;
+    write_command_line(ram, &boot.command_line(kernel.header.is_some()), kernel.command_line_max)?;
     let initrd = match &mut boot.initrd {
         Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),
         None => None,
@@ -106,6 +124,11 @@ pub fn command_line(append: &str, own: &str) -> String {
     let at = end_of_options(append);
     let (kernels, inits) = append.split_at(at);
     [kernels.trim(), own, inits].into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether the user's words switch ACPI off.
+fn has_acpi_off(append: &str) -> bool {
+    append[..end_of_options(append)].split_ascii_whitespace().any(|word| word.trim_matches('"') == "acpi=off")
 }
 
 /// Where the word `--` begins; where the line ends, if there is none. As for the kernel, a blank in double quotes ends no word,

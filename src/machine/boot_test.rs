@@ -137,6 +137,30 @@ fn files_that_cannot_be_read_are_named() {
 }
 
 #[test]
+fn a_bzimage_with_acpi_gets_no_words_for_its_devices() {
+    let elf = file(&with_note(0, 0x10_0040));
+    let kernels = [(bzimage(), true), (elf, false)];
+    for (kernel, is_bzimage) in &kernels {
+        for (append, acpi) in [
+            ("a", true),
+            ("a acpi=off", false),
+            ("\"acpi=off\" a", false),
+            ("a acpi=offline", true),
+            ("a -- acpi=off", true),
+        ] {
+            for given in [None, Some(true), Some(false)] {
+                let ram = memory::allocate(64 * MIB, false, true).unwrap();
+                let boot = Boot::open(kernel.as_path(), KernelFormat::Auto, None, append.to_owned()).unwrap();
+                load(&ram, &mut boot.with_words("w=1".to_owned(), given), true).unwrap();
+                let line = super::command_line(append, if given.unwrap_or(!is_bzimage || !acpi) { "w=1" } else { "" });
+                let told = format!("bzImage {is_bzimage}, {append:?}, {given:?}");
+                assert_eq!(command_line(&ram, line.len()), format!("{line}\0").into_bytes(), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
 fn own_words_come_before_the_words_of_init() {
     for (append, line) in [
         ("", "own=1"),
