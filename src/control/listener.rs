@@ -100,7 +100,11 @@ impl Handler for Listener {
             }
         };
         if !self.make_room() {
-            self.log.warn(cx.now_ns(), &self.name, &format!("{MAX_CLIENTS} clients are connected; another was refused"));
+            self.log.warn(
+                cx.now_ns(),
+                &self.name,
+                &format!("{MAX_CLIENTS} clients are connected; another was refused"),
+            );
             session::refuse(stream);
             return Ok(Flow::Done);
         }

@@ -18,8 +18,7 @@ use serde_json::{Value, json};
 use self::nics::{Netdevs, NicNews};
 use super::run::Message;
 use crate::config::spec::{
-    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_SERIAL_BYTES,
-    MAX_VIRTIO_DEVICES,
+    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_VIRTIO_DEVICES,
 };
 use crate::devices::block::{Order, QUEUE_SIZE};
 use crate::error::{Error, Kind, Result};
@@ -241,12 +240,10 @@ impl Plug {
         }
         let wanted = asked.drive.as_ref().unwrap_or(id);
         let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);
-        let node = place.ok_or_else(|| {
-            match drives(inventory).find(|drive| drive.spec.id == *wanted) {
-                Some(drive) => Error::usage(format!("Node '{wanted}' is in use by device '{}'", drive.device)),
-                None if self.under_way.contains(wanted) => under_way("Node", wanted),
-                None => Error::new(Kind::NotFound, format!("Node '{wanted}' not found; use blockdev-add first")),
-            }
+        let node = place.ok_or_else(|| match drives(inventory).find(|drive| drive.spec.id == *wanted) {
+            Some(drive) => Error::usage(format!("Node '{wanted}' is in use by device '{}'", drive.device)),
+            None if self.under_way.contains(wanted) => under_way("Node", wanted),
+            None => Error::new(Kind::NotFound, format!("Node '{wanted}' not found; use blockdev-add first")),
         })?;
         Ok((free_slot(asked, &inventory.disks)?, node))
     }

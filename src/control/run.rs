@@ -29,8 +29,8 @@ use crate::machine::{Inventory, Notice};
 use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::command::Command;
 use crate::qmp::event::{
-    BlockErrorAction, BlockIoError, Event, GuestMemoryFull, GuestPanicAction, IoOperationType, Panicked, ResetData, Shutdown,
-    ShutdownCause, Timestamp,
+    BlockErrorAction, BlockIoError, Event, GuestMemoryFull, GuestPanicAction, IoOperationType, Panicked, ResetData,
+    Shutdown, ShutdownCause, Timestamp,
 };
 use crate::qmp::plug::DeviceDeleted;
 use crate::virtio::{self, FaultLog};

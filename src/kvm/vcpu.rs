@@ -463,7 +463,9 @@ impl Runner {
                 libc::EAGAIN => return self.try_again(),
                 libc::EFAULT => match memory::full_file_system(self.vcpu.vm.ram()) {
                     Some(why) => return Outcome::Starved(why),
-                    None => format!("KVM_RUN: {errno}: a page of guest memory is missing: its file was cut, or huge pages ran out"),
+                    None => format!(
+                        "KVM_RUN: {errno}: a page of guest memory is missing: its file was cut, or huge pages ran out"
+                    ),
                 },
                 _ => format!("KVM_RUN: {errno}"),
             },

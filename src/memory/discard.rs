@@ -94,7 +94,8 @@ impl Way {
                 let mut entries = [0u8; ASKED * ENTRY];
                 let entries = &mut entries[..count * ENTRY];
                 pagemap.read_exact_at(entries, start as u64 / PAGE_BYTES * ENTRY as u64)?;
-                let words = entries.chunks_exact(ENTRY).filter_map(|entry| Some(u64::from_le_bytes(entry.try_into().ok()?)));
+                let words =
+                    entries.chunks_exact(ENTRY).filter_map(|entry| Some(u64::from_le_bytes(entry.try_into().ok()?)));
                 Ok(words.filter(|word| word & PRESENT != 0 && word & OF_A_FILE == 0).count())
             }
         }
@@ -178,7 +179,8 @@ impl Discard {
 
     /// How many ranges, from the first on, one call has given back.
     fn give_back_together(&mut self) -> usize {
-        let (Some(this), Way::Advice(advice)) = (self.this.as_ref().filter(|_| self.ranges.len() > 1), &self.way) else {
+        let (Some(this), Way::Advice(advice)) = (self.this.as_ref().filter(|_| self.ranges.len() > 1), &self.way)
+        else {
             return 0;
         };
         let count = self.ranges.len().min(sys_io::MAX_IOVECS);

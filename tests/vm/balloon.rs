@@ -307,8 +307,10 @@ fn a_balloon_in_a_nameless_file_frees_what_it_says() {
     let started = start(256, "", "", |setup| setup.option("-mem-path", "/dev/shm"));
     let Some((monitor, mut client)) = started else { return };
     let blocks = || {
-        let files = fs::read_dir(format!("/proc/{}/fd", monitor.pid())).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
-        let memory = files.filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("/loopvisor-memory-")));
+        let files =
+            fs::read_dir(format!("/proc/{}/fd", monitor.pid())).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+        let memory = files
+            .filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("/loopvisor-memory-")));
         memory.map(|path| fs::metadata(path).unwrap().blocks() * 512).sum::<u64>()
     };
     let before = blocks();

@@ -297,7 +297,8 @@ fn an_id_that_is_cut_to_a_serial_number_is_warned_of() {
     let Some(setup) = Setup::guest("mode=blk-plug end=acpi") else { return };
     let monitor = setup.disk(id, SIZE, "direct=off").start();
     monitor.serial.expect("disk=0 sectors=16384 id=36-bytes-0123456789- ");
-    let warning = |id: &str| format!("drive \"{id}\": the guest reads the first 20 bytes of the id as the serial number");
+    let warning =
+        |id: &str| format!("drive \"{id}\": the guest reads the first 20 bytes of the id as the serial number");
     monitor.log.expect(&warning(id));
     // The same of a node, unless the device has a serial number.
     let mut client = monitor.qmp();

@@ -87,10 +87,16 @@ fn ask(client: &mut Client, bytes: &str) {
 #[track_caller]
 fn plug_and_unplug(client: &mut Client, file: &Path) {
     let path = file.display();
-    ask(client, &format!(
-        r#"{{"arguments":{{"driver":"raw","file":{{"aio":"native","driver":"file","filename":"{path}"}},"node-name":"drive-6b86b273ff34fce1","read-only":false}},"execute":"blockdev-add"}}"#
-    ));
-    ask(client, r#"{"arguments":{"addr":"1","drive":"drive-6b86b273ff34fce1","driver":"virtio-blk-mmio","id":"drive-6b86b273ff34fce1","logical_block_size":512,"physical_block_size":4096,"romfile":""},"execute":"device_add"}"#);
+    ask(
+        client,
+        &format!(
+            r#"{{"arguments":{{"driver":"raw","file":{{"aio":"native","driver":"file","filename":"{path}"}},"node-name":"drive-6b86b273ff34fce1","read-only":false}},"execute":"blockdev-add"}}"#
+        ),
+    );
+    ask(
+        client,
+        r#"{"arguments":{"addr":"1","drive":"drive-6b86b273ff34fce1","driver":"virtio-blk-mmio","id":"drive-6b86b273ff34fce1","logical_block_size":512,"physical_block_size":4096,"romfile":""},"execute":"device_add"}"#,
+    );
     await_mark(file);
     client.send(r#"{"arguments":{"id":"drive-6b86b273ff34fce1"},"execute":"device_del"}"#);
     assert_eq!(client.await_event("DEVICE_DELETED")["data"]["device"], "drive-6b86b273ff34fce1");

@@ -170,7 +170,8 @@ impl Plug {
     fn plan_nic(&self, asked: &DeviceAdd, inventory: &Inventory) -> Result<(usize, usize)> {
         check_name("id", &asked.id)?;
         check_free(&asked.id, inventory)?;
-        let disks = [("lun", asked.lun.is_some()), ("drive", asked.drive.is_some()), ("serial", asked.serial.is_some())];
+        let disks =
+            [("lun", asked.lun.is_some()), ("drive", asked.drive.is_some()), ("serial", asked.serial.is_some())];
         if let Some((name, _)) = disks.iter().find(|(_, given)| *given) {
             return Err(Error::usage(format!("Parameter '{name}' is only for disks; use 'addr' and 'netdev'")));
         }
