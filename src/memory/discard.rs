@@ -44,7 +44,7 @@ pub struct Discard {
 
 /// How memory goes back.
 enum Way {
-    /// By this advice: anonymous memory is dropped; of shared memory a hole is made, so that a file or another process's
+    /// By this advice: memory without content in a file is dropped; of shared memory a hole is made, so that a file or another process's
     /// mapping does not keep it.
     Advice(libc::c_int),
     /// A private mapping of a file would show the file's content again: anonymous memory covers it. The file is
@@ -56,7 +56,7 @@ impl Way {
     fn of(ram: &GuestRam) -> Way {
         if ram.iter().any(is_shared) {
             Way::Advice(libc::MADV_REMOVE)
-        } else if ram.iter().any(|region| region.file_offset().is_some()) {
+        } else if !is_blank(ram) {
             Way::Cover(File::open("/proc/self/pagemap").ok())
         } else {
             Way::Advice(libc::MADV_DONTNEED)
@@ -124,6 +124,14 @@ fn cover(start: *mut libc::c_void, len: usize) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     if DUMPED.load(Relaxed) { Ok(()) } else { leave_out_of_dumps(start.cast(), len) }
+}
+
+/// Covers all of guest memory.
+///
+/// # Errors
+/// As [`cover`].
+pub(super) fn cover_all(ram: &GuestRam) -> io::Result<()> {
+    ram.iter().try_for_each(|region| cover(region.as_ptr().cast(), region.size()))
 }
 
 impl Discard {
@@ -306,6 +314,28 @@ mod tests {
         assert_eq!(unsafe { libc::mlock(locked.ptr_guard().as_ptr().cast(), 4096) }, 0);
         assert_eq!(discard_all(&ram).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_private_file_without_content_costs_each_page_once() {
+        // On tmpfs a page that is read through a mapping of a file is the file's from then on.
+        let path = std::path::PathBuf::from(format!("/dev/shm/loopvisor-discard-blank-{}", std::process::id()));
+        let ram = super::super::allocate_on(&path, 16 << 20, false, true).unwrap();
+        let touch = |page: u64| {
+            assert_eq!(ram.read_obj::<u8>(GuestAddress(page * 4096)).unwrap(), 0);
+            ram.write_obj(7u8, GuestAddress(page * 4096)).unwrap();
+        };
+        (0..100).for_each(touch);
+        let blocks = || std::fs::metadata(&path).unwrap().blocks();
+        assert_eq!(blocks(), 0);
+        for mut discard in both(&ram) {
+            discard.add(GuestAddress(0), 50 * 4096).unwrap();
+            discard.add(GuestAddress(60 * 4096), 10 * 4096).unwrap();
+            assert_eq!(discard.give_back().unwrap(), 60 * 4096);
+            (0..100).filter(|page| *page < 50 || (60..70).contains(page)).for_each(touch);
+        }
+        assert_eq!(blocks(), 0);
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -59,8 +59,8 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 }
 
 /// The same on the file at `path`, or on one without a name in the folder there. Without `share` the guest's writes do not
-/// reach the file; one that is a single hole is then left alone, and the memory is anonymous. A file without a name is always
-/// mapped shared: a private mapping would have a page twice, in the file and outside.
+/// reach the file; anonymous memory then covers one that is a single hole. A file without a name is always mapped shared. A private
+/// mapping could have a page twice, in the file and outside.
 ///
 /// # Errors
 ///
@@ -68,8 +68,13 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 pub fn allocate_on(path: &Path, bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
     let backing = Backing::open(path, bytes, share)?;
     let share = share || backing.nameless;
-    let anonymous = !share && backing.blank && !backing.system.is_hugetlb;
-    build(bytes, (!anonymous).then_some(backing), share, dump)
+    let covered = !share && backing.blank && !backing.system.is_hugetlb;
+    let ram = build(bytes, Some(backing), share, dump)?;
+    if covered {
+        // The file stays open, and with it its lock.
+        discard::cover_all(&ram).context(|| "guest memory")?;
+    }
+    Ok(ram)
 }
 
 fn build(bytes: u64, backing: Option<Backing>, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
