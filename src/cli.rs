@@ -16,7 +16,7 @@ use argh::{ArgsInfo, FlagInfo, FromArgs, Optionality};
 use crate::config::dump::dump;
 use crate::config::json::Text;
 use crate::config::keyvalue::near;
-use crate::config::spec::{LogSpec, VmSpec};
+use crate::config::spec::{LogSpec, SerialSpec, VmSpec};
 use crate::config::{chardev, device, file, net, object, options, rng};
 use crate::error::{Error, Result};
 
@@ -43,7 +43,8 @@ struct Options {
     #[argh(
         option,
         arg_name = "[type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]\
-                    [,kernel-format=auto|bzimage|elf|flat]"
+                    [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off]\
+                    [,auto-kernel-cmdline=on|off]"
     )]
     machine: Option<String>,
     /// what runs the guest: the processor, always
@@ -121,7 +122,7 @@ struct Options {
     /// listen for QMP on the socket of a -chardev socket; repeatable
     #[argh(option, arg_name = "chardev=NAME[,id=NAME][,mode=control]")]
     mon: Vec<String>,
-    /// append the log to FILE; default standard error
+    /// append the log to FILE; without FILE standard output, unless -serial stdio has it; default standard error
     #[argh(option, short = 'D', arg_name = "[FILE]")]
     log: Option<String>,
     /// write the process id to FILE, removed at exit
@@ -229,6 +230,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
     }
 }
 
+/// Whether a line that `parse` has refused asks for the log on standard output: `-D` without a file, and no `-serial stdio`.
+pub fn logs_to_stdout(args: &[OsString]) -> bool {
+    let is_option = |word: &OsString, long: &str| word.to_str().and_then(flag_of).is_some_and(|flag| flag.long == long);
+    let bare = |at: usize| args.get(at + 1).is_none_or(|next| next.as_encoded_bytes().starts_with(b"-"));
+    let bare_log = args.iter().enumerate().any(|(at, word)| is_option(word, "--log") && bare(at));
+    bare_log && !args.iter().any(|word| is_option(word, "--serial"))
+}
+
 /// The machine that the file and the record describe, not yet checked as a whole.
 fn spec(given: &Options) -> Result<VmSpec> {
     let file = |option, text: &Option<String>| -> Result<Option<PathBuf>> {
@@ -272,7 +281,11 @@ fn spec(given: &Options) -> Result<VmSpec> {
         spec.serial = options::serial(text)?;
     }
     if let Some(text) = &given.log {
-        spec.log = if text.is_empty() { LogSpec::Stderr } else { LogSpec::File(options::file("-D", text)?) };
+        spec.log = match (text.is_empty(), spec.serial) {
+            (true, SerialSpec::None) => LogSpec::Stdout,
+            (true, SerialSpec::Stdio) => LogSpec::Stderr,
+            (false, _) => LogSpec::File(options::file("-D", text)?),
+        };
     }
     spec.pidfile = file("-pidfile", &given.pidfile)?.or(spec.pidfile);
     spec.daemonize |= given.daemonize;

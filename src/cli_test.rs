@@ -50,7 +50,7 @@ fn nic(id: &str, tap: &str) -> NicSpec {
 
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
-    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=2,kernel-format=flat -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
+    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=2,kernel-format=flat,auto-kernel-cmdline=on -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -netdev id=n0,netdev=t0 -netdev tap,id=x,ifname=t1 \
                 -device virtio-net-device,netdev=x,id=n1 -serial stdio -api-channel unix:/a \
@@ -67,6 +67,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         mem_path: Some("m".into()),
         kernel: "k".into(),
         kernel_format: KernelFormat::Flat,
+        kernel_words: Some(true),
         initrd: Some("i".into()),
         append: "a=b=c d".into(),
         drives: vec![DriveSpec {
@@ -145,7 +146,7 @@ fn both_spellings_of_the_original_make_the_same_machine() {
 fn the_command_line_of_kata_containers_is_understood_whole() {
     let spec = run(
         "-name sandbox-1 -uuid 8dbc8a5c-e1b1-4b1c-9a30-2a1d58fa1a3e -smp 2 -m 512 -kernel vmlinux.bin -append a=b c \
-         -initrd i -qmp unix:/run/q,server,nowait -D -disable-seccomp -machine type=microvm,dump-guest-core=off,mem-share=on \
+         -initrd i -qmp unix:/run/q,server,nowait -D -disable-seccomp -machine type=microvm,dump-guest-core=off,mem-share=on,reboot=off \
          -drive id=drive-root,file=r.img,readonly=on,direct=off -device virtio-blk-device,drive=drive-root,id=virtio-drive-root \
          -object rng-random,id=objrng0,filename=/dev/urandom -device virtio-rng-device,rng=objrng0,id=virtio-rng0 \
          -device virtio-serial-device,id=virtio-serial0 -chardev socket,id=charconsole0,path=/run/c,server,nowait \
@@ -153,7 +154,7 @@ fn the_command_line_of_kata_containers_is_understood_whole() {
          -device vhost-vsock-device,id=vsock-1,guest-cid=7,vhostfd=5 -netdev tap,id=tap0,fds=3:4 -device virtio-net-device,netdev=tap0,id=net0,mac=52:54:00:00:00:01",
     );
     assert_eq!((spec.name.as_str(), spec.cpus, spec.memory_bytes), ("sandbox-1", 2, 512 << 20));
-    assert_eq!((spec.log.clone(), spec.mem_share, spec.dump_guest_core), (LogSpec::Stderr, true, false));
+    assert_eq!((spec.log.clone(), spec.mem_share, spec.dump_guest_core), (LogSpec::Stdout, true, false));
     let drive = DriveSpec::new("virtio-drive-root", "r.img");
     assert_eq!(spec.drives, [DriveSpec { access: Access::ReadOnly, cache: Cache::Buffered, ..drive }]);
     assert_eq!(spec.consoles, [ConsoleSpec { id: "virtio-console0".into(), chardev: "charconsole0".into() }]);
@@ -196,8 +197,9 @@ fn the_words_of_the_kernel_command_line_need_no_quotes_and_keep_every_equals_sig
 
 #[test]
 fn the_log_option_may_stand_without_a_file() {
-    assert_eq!(run("-kernel k -D -S").log, LogSpec::Stderr);
-    assert_eq!(run("-D -kernel k").log, LogSpec::Stderr);
+    assert_eq!(run("-kernel k -D -S").log, LogSpec::Stdout);
+    assert_eq!(run("-D -kernel k").log, LogSpec::Stdout);
+    assert_eq!(run("-D -kernel k -serial stdio").log, LogSpec::Stderr);
     assert_eq!(run("-kernel k -log l").log, LogSpec::File("l".into()));
 }
 

@@ -32,10 +32,16 @@ pub fn start(spec: &LogSpec, level: LevelFilter) -> Result<()> {
     if let Some(level) = level {
         builder.parse_filters(&level);
     }
-    if let LogSpec::File(path) = spec {
-        let file = appending().create(true).open(path).context(|| what(path))?;
-        lock(&file, path)?;
-        builder.target(Target::Pipe(Box::new(file)));
+    match spec {
+        LogSpec::Stderr => {}
+        LogSpec::Stdout => {
+            builder.target(Target::Stdout);
+        }
+        LogSpec::File(path) => {
+            let file = appending().create(true).open(path).context(|| what(path))?;
+            lock(&file, path)?;
+            builder.target(Target::Pipe(Box::new(file)));
+        }
     }
     // Refused only where a log was set up before: in a test.
     let _ = builder.try_init();

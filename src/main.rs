@@ -1,5 +1,6 @@
 //! The program: parse, log, build the machine, run the main loop, join, exit code; or with `-check` only build.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -23,7 +24,8 @@ use loopvisor::sys::tune;
 fn main() -> ExitCode {
     tune::one_heap();
     tune::file_size_limit_is_an_error();
-    match cli::parse(std::env::args_os().skip(1)) {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match cli::parse(args.clone()) {
         Ok(Command::Print(text)) => {
             // Nobody is left to be told that nobody reads.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -37,7 +39,12 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(&error),
         },
-        Err(error) => fail(&error),
+        Err(error) => {
+            if cli::logs_to_stdout(&args) {
+                let _ = writeln!(std::io::stdout(), "loopvisor: {error}");
+            }
+            fail(&error)
+        }
     }
 }
 
@@ -78,8 +85,8 @@ fn launch(spec: &VmSpec) -> ExitCode {
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // With -daemonize, standard error leads nowhere by now.
-            if matches!(spec.log, LogSpec::File(_)) {
+            // With -daemonize standard error leads nowhere by now, and Kata Containers reads standard output alone.
+            if spec.log != LogSpec::Stderr {
                 error!("{error}");
             }
             fail(&error)

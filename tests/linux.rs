@@ -293,6 +293,18 @@ fn rule_d2_3_linux_counts_two_hundred_reads_a_second_from_a_disk_of_so_many() {
 }
 
 /// Linux feeds its generator from the device, which gives at most a thousand bytes a second.
+/// Debian's modprobe passes such a word on to the driver, which warns of it.
+#[test]
+fn linux_is_given_no_word_for_a_device_that_it_does_not_know() {
+    for (machine, given) in [("microvm", false), ("microvm,auto-kernel-cmdline=on", true)] {
+        let monitor = Monitor::start("vmlinuz", "loglevel=7 loopvisor.script=restart", &["-machine", machine]);
+        let mut qmp = monitor.qmp();
+        monitor.wait_for("restart: ready", 0);
+        assert_eq!(monitor.console().contains("virtio_mmio.device="), given, "{machine}");
+        qmp.run("quit");
+    }
+}
+
 #[test]
 fn linux_takes_its_random_numbers_from_the_device() {
     let options = ["-rng", "random_file=/dev/urandom,bytes_per_sec=1000"];

@@ -185,7 +185,7 @@ fn every_option_comes_back_from_what_is_printed() {
     for rest in [
         "-name vm1 -smp 4 -m 1G -initrd i -append a=b=c \"d\" -S -no-reboot -D l -pidfile p",
         "-machine microvm,dump-guest-core=off,mem-share=on,disk-slots=3,nic-slots=1 -mem-path m",
-        "-machine disk-slots=0,nic-slots=0",
+        "-machine disk-slots=0,nic-slots=0,auto-kernel-cmdline=on,reboot=off",
         "-drive id=a,file=/a=b,readonly=on,direct=off,serial=7,aio=threads,iops=200 -drive id=b,file=b,aio=io_uring",
         "-iothread id=io1 -drive id=a,file=a,iothread=io1,throttling.group=g,throttling.iops-read=5,throttling.iops-read-max=9",
         "-drive id=a,file=a,throttling.bps-total=1M,throttling.bps-total-max=2M,throttling.bps-total-max-length=60",
@@ -203,7 +203,7 @@ fn every_option_comes_back_from_what_is_printed() {
         "-device vsock,id=v,guest-cid=4294967294,uds_path=/v",
         "-device vhost-vsock-device,id=v,guest-cid=3,vhostfd=7",
         "-object iothread,id=io -drive id=d,file=f -device virtio-blk-device,drive=d,id=e,iothread=io,serial=s",
-        "-machine microvm,kernel-format=flat -device virtio-balloon-device,deflate-on-oom=on",
+        "-machine microvm,kernel-format=flat,auto-kernel-cmdline=off -device virtio-balloon-device,deflate-on-oom=on",
         "-serial stdio -api-channel unix:/a -qmp unix:/b,server",
         "-daemonize",
     ] {

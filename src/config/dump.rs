@@ -124,6 +124,7 @@ fn machine(spec: &VmSpec) -> Members {
             KernelFormat::Flat => Some("flat"),
         },
     );
+    machine.add_some("auto_kernel_cmdline", spec.kernel_words);
     machine
 }
 

@@ -27,9 +27,21 @@ pub fn name(text: &str) -> Result<String> {
 }
 
 /// `-machine [type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]
-/// [,kernel-format=auto|bzimage|elf|flat]`, written into `spec`.
+/// [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off]
+/// [,auto-kernel-cmdline=on|off]`, written into `spec`.
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
-    let keys = ["type", "accel", "usb", "dump-guest-core", "mem-share", "disk-slots", "nic-slots", "kernel-format"];
+    let keys = [
+        "type",
+        "accel",
+        "usb",
+        "dump-guest-core",
+        "mem-share",
+        "disk-slots",
+        "nic-slots",
+        "kernel-format",
+        "reboot",
+        "auto-kernel-cmdline",
+    ];
     let pairs = KeyValues::read("-machine", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
     machine_of(&pairs, spec)
 }
@@ -46,6 +58,10 @@ pub(super) fn machine_of(pairs: &KeyValues<'_>, spec: &mut VmSpec) -> Result<()>
     if let Some(shared) = pairs.get_bool("mem-share")? {
         spec.mem_share = shared;
     }
+    if let Some(reboot) = pairs.get_bool("reboot")? {
+        spec.no_reboot = !reboot;
+    }
+    spec.kernel_words = pairs.get_bool("auto-kernel-cmdline")?.or(spec.kernel_words);
     let slots = |key| {
         pairs.get(key, &format!("a number from 0 to {MAX_VIRTIO_DEVICES} (rule D3.4)"), |number| {
             usize::try_from(decimal(number)?).ok().filter(|number| *number <= MAX_VIRTIO_DEVICES)

@@ -63,6 +63,9 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// `-machine kernel-format=`: what it is.
     pub kernel_format: KernelFormat,
+    /// `-machine auto-kernel-cmdline=`: whether the kernel's command line names the virtio devices; if nothing is said, where
+    /// the kernel may need it (`machine::boot`).
+    pub kernel_words: Option<bool>,
     /// `-initrd`.
     pub initrd: Option<PathBuf>,
     /// `-append`: the words as given, joined by blanks; the monitor adds its own (`machine::boot::command_line`).
@@ -99,7 +102,7 @@ pub struct VmSpec {
     pub daemonize: bool,
     /// `-freeze`, `-S`: the vCPUs wait for the first `cont`.
     pub freeze: bool,
-    /// `-no-reboot`: a reset ends the machine.
+    /// `-no-reboot`, `-machine reboot=off`: a reset ends the machine.
     pub no_reboot: bool,
     /// Options that were accepted and mean nothing here, for the log.
     pub ignored: Vec<String>,
@@ -119,6 +122,7 @@ impl VmSpec {
             mem_path: None,
             kernel: kernel.into(),
             kernel_format: KernelFormat::Auto,
+            kernel_words: None,
             initrd: None,
             append: String::new(),
             drives: Vec::new(),
@@ -209,6 +213,18 @@ impl DriveSpec {
         }
     }
 
+    /// What the guest reads as the serial number is the beginning of the id: the warning about it. Two drives may look the same.
+    pub fn cut_serial(&self) -> Option<String> {
+        let cut = self.serial.is_none() && self.id.len() > MAX_SERIAL_BYTES;
+        cut.then(|| {
+            format!(
+                "drive \"{}\": the guest reads the first {MAX_SERIAL_BYTES} bytes of the id as the serial number; use serial= \
+                 for one of its own",
+                self.id
+            )
+        })
+    }
+
     /// Whether both are in one group.
     pub fn shares_limits_with(&self, other: &DriveSpec) -> bool {
         self.group.is_some() && self.group == other.group
@@ -289,8 +305,10 @@ pub enum SerialSpec {
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogSpec {
-    /// Standard error: no `-D`, or `-D` without a file.
+    /// Standard error: no `-D`, or `-D` without a file while standard output is the serial port's.
     Stderr,
+    /// Standard output: `-D` without a file.
+    Stdout,
     /// `-D FILE`: appended to, mode 0640.
     File(PathBuf),
 }

@@ -4,18 +4,19 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use log::warn;
 
 use super::run::Message;
-use super::session::Session;
+use super::session::{self, Seat, Session};
 use crate::error::{Context, Result};
 use crate::event::{Cx, Event, Flow, Handler, Interest, Key, Sender};
 use crate::sys::socket::PrivateListener;
+use crate::virtio::FaultLog;
 
-/// Clients of one socket at a time. More are let go at once: each costs descriptors and up to half a megabyte.
-const MAX_CLIENTS: usize = 32;
+/// Clients of one socket at a time: each costs descriptors and up to half a megabyte.
+pub(super) const MAX_CLIENTS: usize = 32;
 /// How long nobody is accepted after one could not be, for want of descriptors for example.
 const REST_NS: u64 = 1_000_000_000;
 const SOCKET: u32 = 0;
@@ -28,7 +29,10 @@ pub struct Listener {
     /// The watch on the socket, and the timer that ends a rest.
     watches: Option<(Key, Key)>,
     control: Sender<Message>,
-    tickets: Arc<()>,
+    /// Of the clients that are connected, and of some that have gone since.
+    seats: Vec<Weak<Seat>>,
+    /// Of what clients can cause as often as they like.
+    log: FaultLog,
 }
 
 impl Listener {
@@ -39,7 +43,22 @@ impl Listener {
     pub fn bind(path: &Path, control: Sender<Message>) -> Result<Self> {
         let name = format!("QMP socket {}", path.display());
         let listener = PrivateListener::bind(path).context(|| "QMP socket")?;
-        Ok(Listener { name, listener, watches: None, control, tickets: Arc::new(()) })
+        Ok(Listener { name, listener, watches: None, control, seats: Vec::new(), log: FaultLog::default() })
+    }
+
+    /// Makes room for one more client: of those that have not negotiated the one goes that has been silent for the longest.
+    /// False if all have negotiated.
+    fn make_room(&mut self) -> bool {
+        self.seats.retain(|seat| seat.strong_count() > 0);
+        if self.seats.len() < MAX_CLIENTS {
+            return true;
+        }
+        let seats = self.seats.iter().enumerate().filter_map(|(place, seat)| Some((place, seat.upgrade()?)));
+        let waiting = seats.filter_map(|(place, seat)| Some((seat.waits_since()?, place, seat)));
+        let Some((_, place, seat)) = waiting.min_by_key(|(since, _, _)| *since) else { return false };
+        seat.leave();
+        self.seats.swap_remove(place);
+        true
     }
 
     /// Leaves the socket alone for a while: another try at once would be in vain, and a flood of the log.
@@ -80,12 +99,18 @@ impl Handler for Listener {
                 return self.rest(cx);
             }
         };
-        if Arc::strong_count(&self.tickets) > MAX_CLIENTS {
-            warn!("{}: {MAX_CLIENTS} clients are connected; another was let go", self.name);
+        if !self.make_room() {
+            self.log.warn(
+                cx.now_ns(),
+                &self.name,
+                &format!("{MAX_CLIENTS} clients are connected; another was refused"),
+            );
+            session::refuse(stream);
             return Ok(Flow::Done);
         }
-        let added = cx.add(Box::new(Session::new(stream, self.control.clone(), self.tickets.clone())));
-        if let Err(e) = added {
+        let (session, seat) = Session::new(stream, self.control.clone(), cx.now_ns());
+        self.seats.push(Arc::downgrade(&seat));
+        if let Err(e) = cx.add(Box::new(session)) {
             // The client is let go; the next may have more luck.
             warn!("{}: {e}", self.name);
             return self.rest(cx);

@@ -194,7 +194,7 @@ impl Memory {
             reported_bytes: counters.reported_bytes.load(Relaxed),
             resident_bytes: resident_bytes(),
             deflate_on_oom: self.balloon.spec.deflate_on_oom,
-            free_page_reporting: self.balloon.reports_free_pages,
+            free_page_reporting: self.balloon.spec.free_page_reporting,
             auto: BalloonAuto {
                 enabled: auto.is_some(),
                 floor: auto.map(|auto| auto.floor),

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use self::nics::{Netdevs, NicNews};
 use super::run::Message;
 use crate::config::spec::{
-    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_VIRTIO_DEVICES,
+    Access, Aio, Cache, DriveSpec, LOGICAL_BLOCKS, MAX_NAME_CHARS, MAX_PATH_BYTES, MAX_SERIAL_BYTES, MAX_VIRTIO_DEVICES,
 };
-use crate::devices::block::Order;
+use crate::devices::block::{Order, QUEUE_SIZE};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Done, Lost, Sender};
 use crate::machine::{DiskSlot, Drive, DriveMaker, Inventory};
@@ -158,6 +158,9 @@ impl Plug {
             return done
                 .end(Err(Error::usage(format!("Node '{id}' is in use by device '{device}'; use device_del first"))));
         }
+        if self.under_way.iter().any(|other| other == id) {
+            return done.end(Err(under_way("Node", id)));
+        }
         if let Some(place) = self.gone.iter().position(|gone| gone == id) {
             self.gone.remove(place);
             return done.end(Ok(json!({})));
@@ -186,7 +189,15 @@ impl Plug {
         };
         let Node { device, mut drive } = self.nodes.remove(node);
         drive.device.clone_from(&asked.id);
-        drive.outlives_device = asked.drive.is_some();
+        // Kata's StratoVirt driver gives both one name, and never deletes the node.
+        drive.outlives_device = asked.drive.as_ref().is_some_and(|node| *node != asked.id);
+        drive.spec.serial.clone_from(&asked.serial);
+        if let Some(warning) = drive.spec.cut_serial() {
+            warn!("{warning}");
+        }
+        let serial = asked.serial.clone().unwrap_or_else(|| drive.spec.id.clone());
+        // Heard before the guest's first request: the drive reads its orders when it comes into a loop.
+        let _ = drive.orders.send(Order::Identify(serial));
         let disk = &mut inventory.disks[slot];
         disk.busy = true;
         self.under_way.push(drive.spec.id.clone());
@@ -218,14 +229,21 @@ impl Plug {
                 LOGICAL_BLOCKS[0]
             )));
         }
+        let fixed = [("num-queues", asked.num_queues, 1), ("queue-size", asked.queue_size, QUEUE_SIZE)];
+        if let Some((name, _, only)) = fixed.iter().find(|(_, size, only)| size.is_some_and(|size| size != *only)) {
+            return Err(Error::usage(format!(
+                "Parameter '{name}' takes {only} only: the slot has its queue from the start; leave it out"
+            )));
+        }
+        if asked.serial.as_ref().is_some_and(|serial| serial.len() > MAX_SERIAL_BYTES) {
+            return Err(Error::usage(format!("Parameter 'serial' takes text of at most {MAX_SERIAL_BYTES} bytes")));
+        }
         let wanted = asked.drive.as_ref().unwrap_or(id);
         let place = self.nodes.iter().position(|node| node.drive.spec.id == *wanted);
-        let node = place.ok_or_else(|| {
-            let why = match drives(inventory).find(|drive| drive.spec.id == *wanted) {
-                Some(drive) => format!("Node '{wanted}' is in use by device '{}'", drive.device),
-                None => format!("Node '{wanted}' not found; use blockdev-add first"),
-            };
-            Error::new(Kind::NotFound, why)
+        let node = place.ok_or_else(|| match drives(inventory).find(|drive| drive.spec.id == *wanted) {
+            Some(drive) => Error::usage(format!("Node '{wanted}' is in use by device '{}'", drive.device)),
+            None if self.under_way.contains(wanted) => under_way("Node", wanted),
+            None => Error::new(Kind::NotFound, format!("Node '{wanted}' not found; use blockdev-add first")),
         })?;
         Ok((free_slot(asked, &inventory.disks)?, node))
     }
@@ -413,6 +431,11 @@ fn grow(id: &str, grown: Result<u64>, inventory: &mut Inventory, done: Answer) {
 
 fn drives(inventory: &Inventory) -> impl Iterator<Item = &Drive> {
     inventory.disks.iter().filter_map(|disk| disk.drive.as_ref())
+}
+
+/// It is being opened, plugged, unplugged or closed.
+fn under_way(what: &str, id: &str) -> Error {
+    Error::new(Kind::NotActive, format!("{what} '{id}' is busy with another command; try again when that is answered"))
 }
 
 fn gone(_: Lost) -> Error {

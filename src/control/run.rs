@@ -29,8 +29,8 @@ use crate::machine::{Inventory, Notice};
 use crate::qmp::balloon::BalloonInfo;
 use crate::qmp::command::Command;
 use crate::qmp::event::{
-    BlockErrorAction, BlockIoError, Event, GuestPanicAction, IoOperationType, Panicked, ResetData, Shutdown,
-    ShutdownCause, Timestamp,
+    BlockErrorAction, BlockIoError, Event, GuestMemoryFull, GuestPanicAction, IoOperationType, Panicked, ResetData,
+    Shutdown, ShutdownCause, Timestamp,
 };
 use crate::qmp::plug::DeviceDeleted;
 use crate::virtio::{self, FaultLog};
@@ -92,7 +92,7 @@ pub struct Control {
     waiting: VecDeque<Change>,
     /// The reset that is going on, or that the vCPUs are being parked for.
     reset: Option<Reset>,
-    /// `-no-reboot`: a reset is the end.
+    /// `-no-reboot` or `-machine reboot=off`: a reset ends the machine.
     no_reboot: bool,
     /// Of what the guest can cause as often as it likes.
     log: FaultLog,
@@ -170,6 +170,7 @@ impl Control {
             Notice::Vcpu(VcpuEvent::Shutdown) => self.guest_resets("a triple fault", cx.now_ns()),
             Notice::Reset => self.guest_resets("a reset register", cx.now_ns()),
             Notice::Vcpu(VcpuEvent::Failed(why)) => self.finish(ShutdownCause::HostError, End::Failed(why)),
+            Notice::Vcpu(VcpuEvent::Starved(why)) => self.guest_starves(why, cx.now_ns()),
             Notice::Vcpu(VcpuEvent::Registers(registers)) => info!("{registers}"),
             Notice::Panic(what) => self.guest_panics(what),
             Notice::PowerOff => self.finish(ShutdownCause::GuestShutdown, End::Wanted),
@@ -264,7 +265,7 @@ impl Control {
         if self.end.get().is_some() {
             // Linux pulls the line until it is stopped.
         } else if self.no_reboot {
-            info!("the guest resets the machine by {how}, which is the end (-no-reboot)");
+            info!("the guest resets the machine by {how}, which ends it (-no-reboot or reboot=off)");
             self.finish(ShutdownCause::GuestReset, End::Wanted);
         } else if self.reset.is_none() && !self.waiting.iter().any(|change| matches!(change, Change::Reset(_))) {
             if self.log.allows(now_ns) {
@@ -272,6 +273,19 @@ impl Control {
             }
             self.change(Change::Reset(Reset::new(ShutdownCause::GuestReset, None)));
         }
+    }
+
+    /// The host has no room for a page of guest memory. The machine stops, and the page is tried again at `cont`.
+    fn guest_starves(&mut self, why: String, now_ns: u64) {
+        if self.state != State::Running || self.waiting.iter().any(|change| matches!(change, Change::Stop(_))) {
+            // Each vCPU may say so until it is parked.
+            return;
+        }
+        if self.log.allows(now_ns) {
+            error!("the machine stops: {why}, then use cont");
+        }
+        self.tell(&Event::GuestMemoryFull(GuestMemoryFull { reason: why }));
+        self.change(Change::Stop(Done::posted(|_| {})));
     }
 
     /// The guest's kernel has come to its end, which is the machine's too, unless a crash kernel takes over.

@@ -7,12 +7,14 @@
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde_json::Value;
 
 use super::descriptors::Descriptors;
+use super::listener::MAX_CLIENTS;
 use super::run::Message;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{Cx, Done, Event, Flow, Handler, Interest, Key, Receiver, Sender, channel};
 use crate::qmp;
 use crate::qmp::command::Command;
@@ -31,6 +33,48 @@ pub enum ToSession {
     Answer(Result<Value>),
     /// An event, and when it happened.
     Event(qmp::event::Event, Timestamp),
+    /// It is to make room for another client.
+    Leave,
+}
+
+/// One of the places that a listener has for clients: taken for as long as the session holds it.
+pub(super) struct Seat {
+    /// When the client said something last, or came; [`NEGOTIATED`] from the negotiation on.
+    silent_since_ns: AtomicU64,
+    address: Sender<ToSession>,
+}
+
+/// Stands for a client that is not asked to make room.
+const NEGOTIATED: u64 = u64::MAX;
+
+impl Seat {
+    /// Since when a client that has not negotiated has been silent.
+    pub fn waits_since(&self) -> Option<u64> {
+        Some(self.silent_since_ns.load(Relaxed)).filter(|&since| since != NEGOTIATED)
+    }
+
+    /// Has the client leave.
+    pub fn leave(&self) {
+        // A session that is gone has left.
+        let _ = self.address.send(ToSession::Leave);
+    }
+}
+
+/// What a client reads for which there is no room.
+fn no_room() -> Error {
+    Error::usage(format!(
+        "{MAX_CLIENTS} clients are connected to this socket, and a client that has not sent qmp_capabilities makes room for others; \
+         close a connection"
+    ))
+}
+
+/// Tells a client for which there is no room, and lets it go.
+pub(super) fn refuse(mut stream: UnixStream) {
+    let mut protocol = qmp::session::Session::refused(&no_room());
+    // A new socket has room for so little; a client that has gone need not read it.
+    if let Ok(count) = stream.write(protocol.output()) {
+        protocol.sent(count);
+    }
 }
 
 /// One client.
@@ -46,15 +90,17 @@ pub(super) struct Session {
     ended: bool,
     /// The loop watches the socket no more: both sides are closed, and what is left is read to its end.
     hung_up: bool,
-    /// Counts the sessions of a listener by being held.
-    _ticket: Arc<()>,
+    seat: Arc<Seat>,
+    /// It is told to leave, and has been told why.
+    leaves: bool,
 }
 
 impl Session {
-    /// A session on a connected, non-blocking socket.
-    pub fn new(stream: UnixStream, control: Sender<Message>, ticket: Arc<()>) -> Self {
+    /// A session on a connected, non-blocking socket, and its seat.
+    pub fn new(stream: UnixStream, control: Sender<Message>, now_ns: u64) -> (Self, Arc<Seat>) {
         let (address, mail) = channel();
-        Session {
+        let seat = Arc::new(Seat { silent_since_ns: AtomicU64::new(now_ns), address: address.clone() });
+        let session = Session {
             stream,
             protocol: qmp::session::Session::new(),
             control,
@@ -64,8 +110,10 @@ impl Session {
             watch: None,
             ended: false,
             hung_up: false,
-            _ticket: ticket,
-        }
+            seat: seat.clone(),
+            leaves: false,
+        };
+        (session, seat)
     }
 
     /// Reads once, if the protocol wants input. False when the connection is broken.
@@ -173,11 +221,24 @@ impl Handler for Session {
             match message {
                 ToSession::Answer(answer) => self.protocol.answer(answer),
                 ToSession::Event(event, at) => self.protocol.tell(&event, at),
+                ToSession::Leave => self.leaves = true,
             }
         }
+        if self.leaves && !self.protocol.is_negotiated() {
+            self.protocol.refuse(&no_room());
+            self.write();
+            cx.finish();
+            return Ok(Flow::Done);
+        }
+        let silent = event.tag != STREAM;
         if !self.round() {
             cx.finish();
             return Ok(Flow::Done);
+        }
+        if self.protocol.is_negotiated() {
+            self.seat.silent_since_ns.store(NEGOTIATED, Relaxed);
+        } else if !silent {
+            self.seat.silent_since_ns.store(cx.now_ns(), Relaxed);
         }
         if self.hung_up {
             // Nobody reads any more. What was sent before is served to its end, a read a turn.

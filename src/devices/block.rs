@@ -34,7 +34,7 @@ pub use throttle::{SetLimits, Throttle};
 pub use vacant::Vacant;
 
 /// Descriptors of the one queue: the original's number, and enough for any driver's depth.
-const QUEUE_SIZE: u16 = 256;
+pub const QUEUE_SIZE: u16 = 256;
 /// Data segments in one request: a full queue less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// The device's unit of addresses, whatever the block size (section 5.2.4).
@@ -79,6 +79,8 @@ pub struct Block {
 pub enum Order {
     /// Other limits.
     Limit(SetLimits),
+    /// Another serial number, cut at 20 bytes.
+    Identify(String),
     /// Its file has become longer: the slip is ended when the guest has been told.
     Grow(Done<()>),
 }
@@ -133,13 +135,9 @@ impl Block {
         ram: Arc<GuestRam>,
         report: FailureReport,
     ) -> Self {
-        let mut padded = [0; ID_BYTES];
-        for (to, from) in padded.iter_mut().zip(serial.bytes()) {
-            *to = from;
-        }
         Block {
             id: id.to_string(),
-            serial: padded,
+            serial: padded(serial),
             disk,
             segments: Vec::new(),
             table: Table {
@@ -159,6 +157,23 @@ impl Block {
     /// The way to change it while it is in use.
     pub fn orders(&self) -> Sender<Order> {
         self.orders.0.clone()
+    }
+
+    /// Carries out what was ordered. True if chains that were told to wait may ask again.
+    fn take_orders(&mut self, cx: &Cx<'_>) -> bool {
+        let mut changed = false;
+        while let Some(order) = self.orders.1.receive() {
+            match order {
+                Order::Limit(SetLimits { limits, done }) => {
+                    self.throttle.set(cx.now_ns(), &limits);
+                    done.end(());
+                    changed = true;
+                }
+                Order::Identify(serial) => self.serial = padded(&serial),
+                Order::Grow(done) => self.grown.push(done),
+            }
+        }
+        changed
     }
 
     /// The drive's counts, for whoever asks.
@@ -376,6 +391,15 @@ fn write_config(page: &Page, sectors: u64, topology: &Topology) {
     page.set_config(56, &[1]);
 }
 
+/// A serial number as the driver reads it: cut at 20 bytes, or followed by zeros (section 5.2.6.1).
+fn padded(serial: &str) -> [u8; ID_BYTES] {
+    let mut padded = [0; ID_BYTES];
+    for (to, from) in padded.iter_mut().zip(serial.bytes()) {
+        *to = from;
+    }
+    padded
+}
+
 /// The little-endian 64-bit word at `at`, which the caller knows to be there.
 fn word64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
@@ -406,24 +430,13 @@ impl Device for Block {
         let bell = self.disk.bell().try_clone().context(|| format!("drive \"{}\"", self.id))?;
         cx.own(Box::new(bell), BELL)?;
         cx.listen(&self.orders.1, ORDERS);
+        // What was ordered before a plug holds for the first request.
+        self.take_orders(cx);
         Ok(())
     }
 
     fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> bool {
-        let mut changed = false;
-        while event.tag == ORDERS
-            && let Some(order) = self.orders.1.receive()
-        {
-            match order {
-                Order::Limit(SetLimits { limits, done }) => {
-                    self.throttle.set(cx.now_ns(), &limits);
-                    done.end(());
-                    changed = true;
-                }
-                Order::Grow(done) => self.grown.push(done),
-            }
-        }
-        changed
+        event.tag == ORDERS && self.take_orders(cx)
     }
 
     fn process(&mut self, queue: usize, chain: &Chain, now_ns: u64) -> Verdict {

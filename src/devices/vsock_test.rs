@@ -355,18 +355,31 @@ fn a_client_that_says_its_line_and_bytes_and_leaves_at_once_has_them_delivered()
 }
 
 #[test]
+fn a_line_is_read_as_firecracker_reads_it() {
+    let mut rig = Rig::new();
+    let longest = format!("connect{}5\n", " ".repeat(MAX_LINE_BYTES - 8));
+    for line in ["connect 5\n", "Connect 5\r\n", "  CONNECT\t 5  \n", "CONNECT 0005\n", "CONNECT 5 more\n", &longest] {
+        let mut client = rig.client();
+        client.write_all(line.as_bytes()).unwrap();
+        let (header, _) = rig.packet();
+        assert_eq!((header.op, header.dst_port), (op::REQUEST, 5), "{line:?}");
+        rig.say(Ports { host: header.src_port, guest: 5 }, op::RST);
+        assert!(is_closed(&mut client));
+    }
+}
+
+#[test]
 fn lines_that_say_something_else_end_the_conversation() {
     let mut rig = Rig::new();
     let long = format!("CONNECT {}", "1".repeat(100));
     for line in [
         "\n",
-        "connect 5\n",
         "CONNECT\n",
         "CONNECT \n",
-        "CONNECT 5 \n",
-        "CONNECT +5\n",
+        "CONNECT5\n",
+        "CONNECT -5\n",
+        "CONNECT x\n",
         "CONNECT 4294967296\n",
-        "CONNECT 5\r\n",
         "\0\n",
         &long,
     ] {

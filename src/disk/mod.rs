@@ -165,7 +165,8 @@ impl Disk {
         let file = DiskFile::open(spec).context(context)?;
         let bell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context(context)?;
         if spec.aio == Aio::IoUring {
-            ring::probe().context(|| format!("drive \"{}\": the kernel refuses io_uring: leave out aio=", spec.id))?;
+            let told = || format!("drive \"{}\": the kernel refuses io_uring: leave out aio=io_uring", spec.id);
+            ring::probe(&bell).context(told)?;
         }
         let flight = Flight {
             ram,

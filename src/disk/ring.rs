@@ -36,27 +36,39 @@ pub(super) struct Ring {
     complained: bool,
 }
 
-/// Whether the kernel lets us have a ring.
-pub(super) fn probe() -> io::Result<()> {
-    IoUring::new(1).map(drop)
+/// Whether the kernel lets us have a ring and use it.
+pub(super) fn probe(bell: &EventFd) -> io::Result<()> {
+    build(1, bell).map(drop)
+}
+
+/// A ring that rings this bell. It makes each of the three system calls once: a filter (seccomp) may refuse any of them alone,
+/// and requests that a ring has taken and cannot hand over would wait for ever.
+fn build(entries: u32, bell: &EventFd) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+    let ring = match builder.build(entries) {
+        // Linux before 6.1 does not know these flags.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
+        other => other,
+    };
+    let ring = ring.map_err(|error| refused("io_uring_setup", &error))?;
+    // Not `register_eventfd_async`: it stays silent for what an interrupt completes, which is all of direct I/O.
+    ring.submitter().register_eventfd(bell.as_raw_fd()).map_err(|error| refused("io_uring_register", &error))?;
+    ring.submit().map_err(|error| refused("io_uring_enter", &error))?;
+    Ok(ring)
+}
+
+fn refused(call: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{call}: {error}"))
 }
 
 impl Ring {
     /// A ring with room for every request, so that it is never full.
     pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &Arc<EventFd>) -> io::Result<Ring> {
-        let entries = MAX_IN_FLIGHT as u32;
-        let mut builder = IoUring::builder();
-        builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
-        let ring = match builder.build(entries) {
-            // Linux before 6.1 does not know these flags.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries)?,
-            other => other?,
-        };
+        let ring = build(MAX_IN_FLIGHT as u32, bell)?;
         // The workers belong to the thread and not to the ring: with the kernel's few (four a processor), the requests of one
         // stalled disk would leave none to the other disks of the loop. Linux before 5.15 has no such limit to set.
         let _ = ring.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
-        // Not `register_eventfd_async`: it stays silent for what an interrupt completes, which is all of direct I/O.
-        ring.submitter().register_eventfd(bell.as_raw_fd())?;
         let (id, file, bell) = (id.to_owned(), Arc::clone(file), Arc::clone(bell));
         Ok(Ring { ring, id, file, threads: None, bell, complained: false })
     }

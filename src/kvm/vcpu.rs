@@ -22,6 +22,7 @@ use super::x86_64::{cpuid, msr, regs};
 use crate::bus::Bus;
 use crate::error::{Context, Result};
 use crate::event::Done;
+use crate::memory;
 use crate::sys::gettid;
 
 /// What a vCPU has to say to the main loop.
@@ -35,6 +36,8 @@ pub enum VcpuEvent {
     Shutdown,
     /// KVM cannot go on with this vCPU: why, and its registers; or it could not be reset. The vCPU runs no more.
     Failed(String),
+    /// The host has no room for a page of guest memory, and why. The vCPU tries again, and says so again, until it is parked.
+    Starved(String),
     /// Its index and registers, as [`VcpuHandle::dump`] asked.
     Registers(String),
 }
@@ -340,6 +343,8 @@ enum Outcome {
     Interrupted,
     /// The vCPU cannot go on.
     Over(VcpuEvent),
+    /// The host has no room for a page of guest memory: the same instruction may go on later.
+    Starved(String),
 }
 
 /// A vCPU on its thread.
@@ -364,6 +369,11 @@ impl Runner {
                     Outcome::Over(event) => {
                         (self.on_event)(event);
                         self.alive = false;
+                    }
+                    Outcome::Starved(why) => {
+                        (self.on_event)(VcpuEvent::Starved(why));
+                        // Until it is parked it tries again.
+                        thread::sleep(LONGEST_PAUSE);
                     }
                 }
             }
@@ -451,6 +461,12 @@ impl Runner {
             Err(errno) => match errno.errno() {
                 libc::EINTR => return Outcome::Interrupted,
                 libc::EAGAIN => return self.try_again(),
+                libc::EFAULT => match memory::full_file_system(self.vcpu.vm.ram()) {
+                    Some(why) => return Outcome::Starved(why),
+                    None => format!(
+                        "KVM_RUN: {errno}: a page of guest memory is missing: its file was cut, or huge pages ran out"
+                    ),
+                },
                 _ => format!("KVM_RUN: {errno}"),
             },
         };

@@ -6,13 +6,15 @@
 //! reset: the files stay open, so that they are there then, whatever has become of their names.
 
 use std::fs::File;
-use std::io::Seek;
+use std::io::{self, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
+use memchr::memmem;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::{self, Kernel, Protocol};
@@ -32,8 +34,11 @@ pub struct Boot {
     format: KernelFormat,
     /// The initial RAM disk.
     initrd: Option<(PathBuf, File)>,
-    /// The command line, complete.
-    command_line: String,
+    /// The user's part of the command line.
+    append: String,
+    /// The words that name the virtio devices, and whether they are given: by the kernel and its command line, if nothing is
+    /// said.
+    words: (String, Option<bool>),
 }
 
 impl Boot {
@@ -42,12 +47,31 @@ impl Boot {
     /// # Errors
     ///
     /// One cannot be opened, or is no regular file.
-    pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, command_line: String) -> Result<Boot> {
+    pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, append: String) -> Result<Boot> {
         let named = |what, path: &Path| -> Result<_> {
             Ok((path.to_owned(), open(path).context(|| format!("{what} {path:?}"))?))
         };
         let kernel = named("kernel", kernel)?;
-        Ok(Boot { kernel, format, initrd: initrd.map(|path| named("initrd", path)).transpose()?, command_line })
+        let initrd = initrd.map(|path| named("initrd", path)).transpose()?;
+        Ok(Boot { kernel, format, initrd, append, words: (String::new(), None) })
+    }
+
+    /// The same with these words for the virtio devices, given, left out, or as the kernel needs them.
+    #[must_use]
+    pub fn with_words(self, words: String, given: Option<bool>) -> Boot {
+        Boot { words: (words, given), ..self }
+    }
+
+    /// The whole command line. Words that a kernel does not know it warns of, so they are given to those that read them: with
+    /// ACPI switched off, and to a kernel that has the parameter. What is in a bzImage is compressed; distributions' find the
+    /// devices by ACPI.
+    fn command_line(&self, is_bzimage: bool) -> Result<String> {
+        let (words, given) = &self.words;
+        let given = match given {
+            Some(given) => *given,
+            None => has_acpi_off(&self.append) || !is_bzimage && has_parameter(&self.kernel.1).context(|| "read it")?,
+        };
+        Ok(command_line(&self.append, if given { words } else { "" }))
     }
 }
 
@@ -74,7 +98,8 @@ pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
     let (path, file) = &mut boot.kernel;
     let may_be_flat = path.extension().is_some_and(|extension| extension == "bin");
     let kernel = kernel::load(ram, file, boot.format, may_be_flat, zeroed).context(|| format!("kernel {path:?}"))?;
-    write_command_line(ram, &boot.command_line, kernel.command_line_max)?;
+    let line = boot.command_line(kernel.header.is_some()).context(|| format!("kernel {:?}", boot.kernel.0))?;
+    write_command_line(ram, &line, kernel.command_line_max)?;
     let initrd = match &mut boot.initrd {
         Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),
         None => None,
@@ -106,6 +131,39 @@ pub fn command_line(append: &str, own: &str) -> String {
     let at = end_of_options(append);
     let (kernels, inits) = append.split_at(at);
     [kernels.trim(), own, inits].into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether an uncompressed kernel reads the words that name virtio devices (CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES): the name of the
+/// parameter is in it.
+fn has_parameter(kernel: &File) -> io::Result<bool> {
+    let finder = memmem::Finder::new(layout::KERNEL_PARAMETER);
+    let mut piece = vec![0; SCAN_BYTES];
+    let (mut kept, mut at) = (0, 0);
+    loop {
+        let got = match kernel.read_at(&mut piece[kept..], at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        if got == 0 {
+            return Ok(false);
+        }
+        let end = kept + got;
+        if finder.find(&piece[..end]).is_some() {
+            return Ok(true);
+        }
+        at += got as u64;
+        // The name may lie across the end of the piece.
+        kept = end.min(layout::KERNEL_PARAMETER.len() - 1);
+        piece.copy_within(end - kept..end, 0);
+    }
+}
+
+/// Bytes of a kernel that are looked through at once: they stay in the processor's cache.
+const SCAN_BYTES: usize = 256 << 10;
+
+/// Whether the user's words switch ACPI off.
+fn has_acpi_off(append: &str) -> bool {
+    append[..end_of_options(append)].split_ascii_whitespace().any(|word| word.trim_matches('"') == "acpi=off")
 }
 
 /// Where the word `--` begins; where the line ends, if there is none. As for the kernel, a blank in double quotes ends no word,

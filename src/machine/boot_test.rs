@@ -137,6 +137,37 @@ fn files_that_cannot_be_read_are_named() {
 }
 
 #[test]
+fn only_kernels_that_read_them_get_words_for_the_devices() {
+    let plain = with_note(0, 0x10_0040);
+    let with_parameter = |at: usize| {
+        let mut image = plain.clone();
+        image.resize(at, 0);
+        image.extend(layout::KERNEL_PARAMETER.bytes());
+        file(&image)
+    };
+    let ends = [0, 1, 9, 18].map(|before| with_parameter(SCAN_BYTES - before));
+    let kernels = [(bzimage(), false), (file(&plain), false), (with_parameter(plain.len()), true)];
+    for (kernel, reads) in kernels.into_iter().chain(ends.map(|kernel| (kernel, true))) {
+        for (append, acpi) in [
+            ("a", true),
+            ("a acpi=off", false),
+            ("\"acpi=off\" a", false),
+            ("a acpi=offline", true),
+            ("a -- acpi=off", true),
+        ] {
+            for given in [None, Some(true), Some(false)] {
+                let ram = memory::allocate(64 * MIB, false, true).unwrap();
+                let boot = Boot::open(kernel.as_path(), KernelFormat::Auto, None, append.to_owned()).unwrap();
+                load(&ram, &mut boot.with_words("w=1".to_owned(), given), true).unwrap();
+                let line = super::command_line(append, if given.unwrap_or(reads || !acpi) { "w=1" } else { "" });
+                let told = format!("reads {reads}, {append:?}, {given:?}");
+                assert_eq!(command_line(&ram, line.len()), format!("{line}\0").into_bytes(), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
 fn own_words_come_before_the_words_of_init() {
     for (append, line) in [
         ("", "own=1"),

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use log::warn;
+
 use super::board::Board;
-use super::boot::{self, Boot};
+use super::boot::Boot;
 use super::hardware::{Hardware, Image};
 use super::inventory::{self, DiskSlot, Inventory, NicSlot, Notice};
 use super::parts::drive::DriveMaker;
@@ -69,6 +71,7 @@ impl Machine {
             None => memory::allocate(spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
             Some(path) => memory::allocate_on(path, spec.memory_bytes, spec.mem_share, spec.dump_guest_core)?,
         };
+        memory::reserve(&ram)?;
         let sockets =
             spec.consoles.iter().map(|console| parts::console::listen(console, spec)).collect::<Result<Vec<_>>>()?;
         let open = |drive: &DriveSpec| {
@@ -185,6 +188,9 @@ fn plug_disks(
     let plug = |slot| {
         let (device, drive, iothread) = match disks.next() {
             Some((drive, disk)) => {
+                if let Some(warning) = drive.cut_serial() {
+                    warn!("{warning}");
+                }
                 let limits = spec.limits_of(drive);
                 let throttle = parts::drive::throttle(drive, &limits, &mut groups);
                 let (device, part) = maker.make(drive, disk, throttle, limits);
@@ -266,8 +272,8 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
 fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>> {
     let slots = board.slots();
     let words: Vec<String> = slots.iter().map(layout::VirtioSlot::kernel_word).collect();
-    let command_line = boot::command_line(&spec.append, &words.join(" "));
-    let boot = Boot::open(&spec.kernel, spec.kernel_format, spec.initrd.as_deref(), command_line)?;
+    let boot = Boot::open(&spec.kernel, spec.kernel_format, spec.initrd.as_deref(), spec.append.clone())?
+        .with_words(words.join(" "), spec.kernel_words);
     let mut vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
     if let Some(first) = vcpus.first_mut() {
         let mut image = Image::new(vm.clone(), boot, spec.cpus, slots);

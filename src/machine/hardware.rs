@@ -70,11 +70,14 @@ impl Image {
     /// thread, then the boot vCPU's: it takes as long as the files are long.
     ///
     /// # Errors
-    /// A file cannot be read any more, or is not what it was.
+    /// A file cannot be read any more, or is not what it was. Memory has no room in its file system any more.
     pub fn load(&mut self) -> Result<Entry> {
-        let kept = std::mem::replace(&mut self.used, true) && !self.give_back();
+        let again = std::mem::replace(&mut self.used, true);
+        let zeroed = if again { self.give_back() } else { memory::is_blank(self.vm.ram()) };
         let ram = self.vm.ram();
-        let zeroed = !kept && memory::is_blank(ram);
+        if again && zeroed {
+            memory::reserve(ram)?;
+        }
         let entry = boot::load(ram, &mut self.boot, zeroed)?;
         acpi::write(ram, self.cpus, &self.slots)?;
         mptable::write(ram, self.cpus)?;

@@ -80,8 +80,6 @@ pub struct Balloon {
     pub spec: BalloonSpec,
     /// The memory that the guest was started with, in bytes.
     pub memory_bytes: u64,
-    /// Whether it lets the guest report free pages: it was not asked not to, and the memory allows it.
-    pub reports_free_pages: bool,
     /// What is in it.
     pub counters: Arc<BalloonCounters>,
     /// The way to tell it what is wanted.

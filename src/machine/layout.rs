@@ -137,10 +137,13 @@ pub fn virtio_slot(index: usize) -> Option<VirtioSlot> {
     })
 }
 
+/// The parameter by which a kernel without ACPI is told of a slot.
+pub const KERNEL_PARAMETER: &str = "virtio_mmio.device";
+
 impl VirtioSlot {
     /// The word on the kernel's command line by which a kernel without ACPI finds the slot.
     pub fn kernel_word(&self) -> String {
-        format!("virtio_mmio.device={}@{:#x}:{}", self.len, self.base, self.irq)
+        format!("{KERNEL_PARAMETER}={}@{:#x}:{}", self.len, self.base, self.irq)
     }
 }
 

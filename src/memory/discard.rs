@@ -5,19 +5,28 @@
 
 #![allow(unsafe_code)] // mincore(2), madvise(2) and process_madvise(2) have no safe wrapper.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{GuestRam, PAGE_BYTES, page_bytes};
+use super::{GuestRam, PAGE_BYTES, leave_out_of_dumps, page_bytes};
 use crate::sys::io as sys_io;
 use crate::sys::io::IoVec;
 
 /// Pages that one mincore(2) is asked about.
 const ASKED: usize = 1024;
+
+/// Whether guest memory is part of core dumps: what covers a part of it is what that part was.
+pub(super) static DUMPED: AtomicBool = AtomicBool::new(true);
+/// How many covers there are since the last reset. Each may split a mapping in three.
+static COVERS: AtomicUsize = AtomicUsize::new(0);
+/// The most of them: half of the mappings that a process may have (vm.max_map_count), for a guest chooses their number.
+const MAX_COVERS: usize = 16_384;
 
 /// Ranges of guest memory on their way back to the host: collected, and given back together.
 ///
@@ -25,7 +34,7 @@ const ASKED: usize = 1024;
 /// from 6.14 on take many; on older ones it is a call for each.
 pub struct Discard {
     ram: Arc<GuestRam>,
-    advice: libc::c_int,
+    way: Way,
     ranges: Vec<IoVec>,
     /// Bytes of `ranges` that are in the host's memory.
     resident: u64,
@@ -33,18 +42,108 @@ pub struct Discard {
     this: Option<OwnedFd>,
 }
 
+/// How memory goes back.
+enum Way {
+    /// By this advice: memory without content in a file is dropped; of shared memory a hole is made, so that a file or another process's
+    /// mapping does not keep it.
+    Advice(libc::c_int),
+    /// A private mapping of a file would show the file's content again: anonymous memory covers it. The file is
+    /// /proc/self/pagemap, which tells the pages of this VM from those of the file that any process has read.
+    Cover(Option<File>),
+}
+
+impl Way {
+    fn of(ram: &GuestRam) -> Way {
+        if ram.iter().any(is_shared) {
+            Way::Advice(libc::MADV_REMOVE)
+        } else if !is_blank(ram) {
+            Way::Cover(File::open("/proc/self/pagemap").ok())
+        } else {
+            Way::Advice(libc::MADV_DONTNEED)
+        }
+    }
+
+    /// Gives `len` bytes from `start` on back.
+    ///
+    /// # Safety
+    /// The range is a part of guest memory.
+    unsafe fn give_back(&self, start: *mut libc::c_void, len: usize) -> io::Result<()> {
+        let Way::Advice(advice) = self else { return cover(start, len) };
+        // SAFETY: the range is ours. The guest's memory is read and written as volatile memory only, so its change is like a
+        // write of the guest's.
+        match unsafe { libc::madvise(start, len, *advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// How many of `count` pages from `start` on the host would get, if it can be said.
+    fn resident(&self, start: *mut u8, count: usize) -> io::Result<usize> {
+        match self {
+            Way::Advice(_) => {
+                let mut pages = [0u8; ASKED];
+                // SAFETY: the range is inside a mapping of guest memory, and the kernel writes a byte for each of its pages,
+                // of which there are at most as many.
+                match unsafe { libc::mincore(start.cast(), count * PAGE_BYTES as usize, pages.as_mut_ptr()) } {
+                    0 => Ok(pages[..count].iter().filter(|&&page| page & 1 != 0).count()),
+                    _ => Err(io::Error::last_os_error()),
+                }
+            }
+            Way::Cover(None) => Ok(0),
+            Way::Cover(Some(pagemap)) => {
+                let mut entries = [0u8; ASKED * ENTRY];
+                let entries = &mut entries[..count * ENTRY];
+                pagemap.read_exact_at(entries, start as u64 / PAGE_BYTES * ENTRY as u64)?;
+                let words =
+                    entries.chunks_exact(ENTRY).filter_map(|entry| Some(u64::from_le_bytes(entry.try_into().ok()?)));
+                Ok(words.filter(|word| word & PRESENT != 0 && word & OF_A_FILE == 0).count())
+            }
+        }
+    }
+}
+
+/// Bytes of an entry of pagemap, and two of its bits (proc_pid_pagemap(5)).
+const ENTRY: usize = 8;
+const PRESENT: u64 = 1 << 63;
+const OF_A_FILE: u64 = 1 << 61;
+
+/// Puts new anonymous memory over a range of guest memory, in one step.
+///
+/// # Errors
+/// What mmap(2) says, and ENOMEM for more covers than there may be.
+fn cover(start: *mut libc::c_void, len: usize) -> io::Result<()> {
+    if COVERS.fetch_add(1, Relaxed) >= MAX_COVERS {
+        COVERS.fetch_sub(1, Relaxed);
+        return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    }
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_FIXED | libc::MAP_ANONYMOUS);
+    let flags = flags | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    // SAFETY: the range is a part of guest memory, which is read and written as volatile memory only, so its change is like
+    // a write of the guest's.
+    if unsafe { libc::mmap(start, len, protection, flags, -1, 0) } == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    if DUMPED.load(Relaxed) { Ok(()) } else { leave_out_of_dumps(start.cast(), len) }
+}
+
+/// Covers all of guest memory.
+///
+/// # Errors
+/// As [`cover`].
+pub(super) fn cover_all(ram: &GuestRam) -> io::Result<()> {
+    ram.iter().try_for_each(|region| cover(region.as_ptr().cast(), region.size()))
+}
+
 impl Discard {
-    /// For memory of `ram`: anonymous and private memory is dropped; of shared memory a hole is made, so that a file or
-    /// another process's mapping does not keep it.
+    /// For memory of `ram`.
     pub fn new(ram: Arc<GuestRam>) -> Self {
-        let shared = ram.iter().any(is_shared);
+        let way = Way::of(&ram);
         // SAFETY: the call takes numbers, and makes a descriptor of which nobody else knows.
         let this = unsafe {
             let fd = libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) as libc::c_int;
             (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
         };
-        let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-        Discard { ram, advice, ranges: Vec::new(), resident: 0, this }
+        Discard { ram, way, ranges: Vec::new(), resident: 0, this }
     }
 
     /// Adds the whole pages from `address` on, `len` bytes of them.
@@ -58,13 +157,8 @@ impl Discard {
         let start = slice.ptr_guard_mut().as_ptr();
         for at in (0..len).step_by(ASKED * page) {
             let asked = (len - at).min(ASKED * page);
-            let mut pages = [0u8; ASKED];
-            // SAFETY: the range is inside the mapping, which the slice holds, and the kernel writes a byte for each of its
-            // pages, of which there are at most as many.
-            if unsafe { libc::mincore(start.wrapping_add(at).cast(), asked, pages.as_mut_ptr()) } == 0 {
-                let there = pages[..asked / page].iter().filter(|&&page| page & 1 != 0).count();
-                self.resident += there as u64 * PAGE_BYTES;
-            }
+            let there = self.way.resident(start.wrapping_add(at), asked / page).unwrap_or(0);
+            self.resident += there as u64 * PAGE_BYTES;
         }
         if len > 0 {
             self.ranges.push(IoVec::new(&slice));
@@ -83,10 +177,9 @@ impl Discard {
         let mut failed = None;
         for range in self.ranges.drain(..).skip(together) {
             let (start, len) = range.parts();
-            // SAFETY: the range lies in the mapping of `ram`, which is ours. The guest's memory is read and written as volatile
-            // memory only, so its change is like a write of the guest's.
-            if unsafe { libc::madvise(start, len, self.advice) } != 0 {
-                failed = Some(io::Error::last_os_error());
+            // SAFETY: the range lies in the mapping of `ram`, which is ours.
+            if let Err(error) = unsafe { self.way.give_back(start, len) } {
+                failed = Some(error);
             }
         }
         failed.map_or(Ok(resident), Err)
@@ -94,11 +187,14 @@ impl Discard {
 
     /// How many ranges, from the first on, one call has given back.
     fn give_back_together(&mut self) -> usize {
-        let Some(this) = self.this.as_ref().filter(|_| self.ranges.len() > 1) else { return 0 };
+        let (Some(this), Way::Advice(advice)) = (self.this.as_ref().filter(|_| self.ranges.len() > 1), &self.way)
+        else {
+            return 0;
+        };
         let count = self.ranges.len().min(sys_io::MAX_IOVECS);
         // SAFETY: as in `give_back`, for each of the ranges; an IoVec is a struct iovec.
         let given = unsafe {
-            libc::syscall(libc::SYS_process_madvise, this.as_raw_fd(), self.ranges.as_ptr(), count, self.advice, 0)
+            libc::syscall(libc::SYS_process_madvise, this.as_raw_fd(), self.ranges.as_ptr(), count, *advice, 0)
         };
         let Ok(mut given) = usize::try_from(given) else {
             if io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
@@ -134,18 +230,8 @@ pub fn can_discard(ram: &GuestRam) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether what was given back reads as zeros afterwards, and not as what a private mapping's file holds.
-///
-/// # Errors
-/// What fstat(2) says of the file.
-pub fn leaves_zeros(ram: &GuestRam) -> io::Result<bool> {
-    let mut private = ram.iter().filter(|region| !is_shared(region)).filter_map(|region| region.file_offset());
-    // A file without blocks is one hole.
-    private.try_fold(true, |zeros, file| Ok(zeros && file.file().metadata()?.blocks() == 0))
-}
-
-/// Gives all of guest memory back to the host, for a guest that starts anew. It is then what it was when it was mapped:
-/// zeros, or what the file of a private mapping holds; a shared file becomes one hole.
+/// Gives all of guest memory back to the host, for a guest that starts anew: it is all zeros then. A shared file becomes one
+/// hole.
 ///
 /// # Errors
 /// Nothing is given back, or not all: EOPNOTSUPP of a file that can have no holes, EINVAL of locked memory, and
@@ -154,14 +240,11 @@ pub fn discard_all(ram: &GuestRam) -> io::Result<()> {
     if page_bytes(ram)? != PAGE_BYTES {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    for region in ram.iter() {
-        let advice = if is_shared(region) { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
-        // SAFETY: the range is the region's mapping, which `ram` holds; as in `give_back`, it is like a write of the guest's.
-        if unsafe { libc::madvise(region.as_ptr().cast(), region.size(), advice) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    // Those there are go with the covers that follow.
+    COVERS.store(0, Relaxed);
+    let way = Way::of(ram);
+    // SAFETY: the range is the region's mapping, which `ram` holds.
+    ram.iter().try_for_each(|region| unsafe { way.give_back(region.as_ptr().cast(), region.size()) })
 }
 
 /// Whether memory that nobody has written to reads as zeros, and not as what a file holds.
@@ -171,7 +254,7 @@ pub fn is_blank(ram: &GuestRam) -> bool {
     files.all(|file| file.file().metadata().is_ok_and(|metadata| metadata.blocks() == 0))
 }
 
-fn is_shared(region: &vm_memory::GuestRegionMmap) -> bool {
+pub(super) fn is_shared(region: &vm_memory::GuestRegionMmap) -> bool {
     region.flags() & libc::MAP_SHARED != 0
 }
 
@@ -231,6 +314,52 @@ mod tests {
         assert_eq!(unsafe { libc::mlock(locked.ptr_guard().as_ptr().cast(), 4096) }, 0);
         assert_eq!(discard_all(&ram).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         assert_eq!(ram.read_obj::<u8>(GuestAddress(0)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_private_file_without_content_costs_each_page_once() {
+        // On tmpfs a page that is read through a mapping of a file is the file's from then on.
+        let path = std::path::PathBuf::from(format!("/dev/shm/loopvisor-discard-blank-{}", std::process::id()));
+        let ram = super::super::allocate_on(&path, 16 << 20, false, true).unwrap();
+        let touch = |page: u64| {
+            assert_eq!(ram.read_obj::<u8>(GuestAddress(page * 4096)).unwrap(), 0);
+            ram.write_obj(7u8, GuestAddress(page * 4096)).unwrap();
+        };
+        (0..100).for_each(touch);
+        let blocks = || std::fs::metadata(&path).unwrap().blocks();
+        assert_eq!(blocks(), 0);
+        for mut discard in both(&ram) {
+            discard.add(GuestAddress(0), 50 * 4096).unwrap();
+            discard.add(GuestAddress(60 * 4096), 10 * 4096).unwrap();
+            assert_eq!(discard.give_back().unwrap(), 60 * 4096);
+            (0..100).filter(|page| *page < 50 || (60..70).contains(page)).for_each(touch);
+        }
+        assert_eq!(blocks(), 0);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_private_file_that_is_given_back_reads_as_zeros() {
+        let path = std::env::temp_dir().join(format!("loopvisor-discard-{}", std::process::id()));
+        std::fs::write(&path, vec![0xaa; 16 << 20]).unwrap();
+        let ram = super::super::allocate_on(&path, 16 << 20, false, true).unwrap();
+        let mut discard = Discard::new(ram.clone());
+        let read = |page: u64| ram.read_obj::<u8>(GuestAddress(page * 4096)).unwrap();
+        // Pages that were only read are the file's, and bring the host nothing.
+        assert_eq!([10, 11, 12, 13].map(read), [0xaa; 4]);
+        (20..25).for_each(|page: u64| ram.write_obj(7u8, GuestAddress(page * 4096)).unwrap());
+        discard.add(GuestAddress(10 * 4096), 3 * 4096).unwrap();
+        discard.add(GuestAddress(20 * 4096), 4 * 4096).unwrap();
+        assert_eq!(discard.give_back().unwrap(), 4 * 4096);
+        assert_eq!([9, 10, 12, 13, 19, 20, 23, 24, 25].map(read), [0xaa, 0, 0, 0xaa, 0xaa, 0, 0, 7, 0xaa]);
+        // What was given back is memory like any other.
+        ram.write_obj(9u8, GuestAddress(11 * 4096)).unwrap();
+        discard.add(GuestAddress(11 * 4096), 4096).unwrap();
+        assert_eq!((discard.give_back().unwrap(), read(11)), (4096, 0));
+        discard_all(&ram).unwrap();
+        assert_eq!([0, 9, 11, 24, 4095].map(read), [0; 5]);
+        assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 0xaa), "the file is as it was");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

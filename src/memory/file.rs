@@ -5,22 +5,27 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use log::warn;
-use vm_memory::{FileOffset, GuestMemoryBackend};
+use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{GuestRam, PAGE_BYTES};
 use crate::error::{Context, Error, Result};
-use crate::sys::io::{FileSystem, file_system};
+use crate::sys::io::{self as sys_io, FileSystem, file_system};
 use crate::sys::lock::{self, Lock};
 
 /// An open file that is as large as the memory.
 pub(super) struct Backing {
     file: Arc<File>,
     pub system: FileSystem,
+    /// It has no name, so no other process can map it.
+    pub nameless: bool,
+    /// It is one hole, so its memory is all zeros.
+    pub blank: bool,
 }
 
 impl Backing {
@@ -35,7 +40,7 @@ impl Backing {
         let (file, made) = if nameless { nameless_in(path) } else { open_or_make(path) }.context(what)?;
         // A private mapping leaves the file as it is, so any number of VMs may start from it.
         lock::take(&file, path, if shared { Lock::Exclusive } else { Lock::Shared }).context(what)?;
-        Backing::on(file, bytes)
+        Backing::on(file, bytes, nameless)
             .inspect_err(|_| {
                 if made && !nameless {
                     // It was not there before; what it is not good for is the error that is told.
@@ -45,7 +50,7 @@ impl Backing {
             .context(what)
     }
 
-    fn on(file: File, bytes: u64) -> Result<Backing> {
+    fn on(file: File, bytes: u64, nameless: bool) -> Result<Backing> {
         let facts = file.metadata().context(|| "look at it")?;
         if !facts.is_file() {
             return Err(Error::host("neither a folder nor a regular file; accepted: one of these"));
@@ -77,7 +82,7 @@ impl Backing {
                 missing.div_ceil(1 << 20)
             )));
         }
-        Ok(Backing { file: Arc::new(file), system })
+        Ok(Backing { file: Arc::new(file), system, nameless, blank: facts.blocks() == 0 })
     }
 
     /// The part of the file behind the memory that has `offset` bytes before it.
@@ -146,13 +151,56 @@ fn open_or_make(path: &Path) -> io::Result<(File, bool)> {
     }
 }
 
+/// Takes the space of a shared file, so that no page of it can be missing later. A hole that the balloon makes gives it back.
+/// On hugetlbfs the mapping has done so.
+///
+/// # Errors
+/// The file system is full; the sentence names it.
+pub fn reserve(ram: &GuestRam) -> Result<()> {
+    for region in ram.iter().filter(|region| super::discard::is_shared(region)) {
+        let Some(part) = region.file_offset() else { continue };
+        if file_system(part.file()).is_ok_and(|system| system.is_hugetlb) {
+            continue;
+        }
+        match sys_io::fallocate(part.file().as_fd(), 0, part.start(), region.len()) {
+            // A file system that cannot reserve.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            done => done.context(|| {
+                format!(
+                    "guest memory: reserve {} MiB of {}: use less memory, or another -mem-path",
+                    region.len() >> 20,
+                    name(part.file())
+                )
+            })?,
+        }
+    }
+    Ok(())
+}
+
+/// Why a page of guest memory is missing, if that is because its file system is full: the sentence names it.
+pub fn full_file_system(ram: &GuestRam) -> Option<String> {
+    let files = ram.iter().filter_map(|region| region.file_offset());
+    let full = |file: &&FileOffset| file_system(file.file()).is_ok_and(|system| system.free_bytes < FULL_BYTES);
+    let found = files.into_iter().find(full)?;
+    Some(format!("the file system of guest memory is full ({}); make room there", name(found.file())))
+}
+
+/// Less than this is no room for a page: file systems round what is free.
+const FULL_BYTES: u64 = 1 << 20;
+
+/// Where an open file is.
+fn name(file: &File) -> String {
+    let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    path.map_or_else(|_| "-mem-path".to_owned(), |path| path.display().to_string())
+}
+
 /// The size of the pages that the memory consists of, in bytes: the host's, or those of hugetlbfs.
 ///
 /// # Errors
 /// What fstatfs(2) says.
 pub fn page_bytes(ram: &GuestRam) -> io::Result<u64> {
     ram.iter().try_fold(PAGE_BYTES, |most, region| {
-        let Some(file) = vm_memory::GuestMemoryRegion::file_offset(region) else { return Ok(most) };
+        let Some(file) = region.file_offset() else { return Ok(most) };
         let system = file_system(file.file())?;
         Ok(if system.is_hugetlb { most.max(system.block_bytes) } else { most })
     })

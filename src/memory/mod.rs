@@ -10,8 +10,10 @@
 mod discard;
 mod file;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -19,8 +21,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, G
 use crate::error::{Context, Error, Result};
 use file::Backing;
 
-pub use discard::{Discard, can_discard, discard_all, is_blank, leaves_zeros};
-pub use file::{Found, page_bytes};
+pub use discard::{Discard, can_discard, discard_all, is_blank};
+pub use file::{Found, full_file_system, page_bytes, reserve};
 
 /// All of the guest's RAM.
 pub type GuestRam = GuestMemoryMmap<()>;
@@ -57,16 +59,26 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 }
 
 /// The same on the file at `path`, or on one without a name in the folder there. Without `share` the guest's writes do not
-/// reach the file.
+/// reach the file; anonymous memory then covers one that is a single hole. A file without a name is always mapped shared. A private
+/// mapping could have a page twice, in the file and outside.
 ///
 /// # Errors
 ///
 /// What is wrong with the file, or that there are not as many huge pages.
 pub fn allocate_on(path: &Path, bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
-    build(bytes, Some(Backing::open(path, bytes, share)?), share, dump)
+    let backing = Backing::open(path, bytes, share)?;
+    let share = share || backing.nameless;
+    let covered = !share && backing.blank && !backing.system.is_hugetlb;
+    let ram = build(bytes, Some(backing), share, dump)?;
+    if covered {
+        // The file stays open, and with it its lock.
+        discard::cover_all(&ram).context(|| "guest memory")?;
+    }
+    Ok(ram)
 }
 
 fn build(bytes: u64, backing: Option<Backing>, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
+    discard::DUMPED.store(dump, Relaxed);
     let visibility = if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     // What is not reserved may be missing later. Huge pages are few, and the lack of one ends the guest.
     let huge = backing.as_ref().is_some_and(|backing| backing.system.is_hugetlb);
@@ -87,12 +99,7 @@ fn build(bytes: u64, backing: Option<Backing>, share: bool, dump: bool) -> Resul
             _ => format!("guest memory: map {} MiB", len >> 20),
         })?;
         if !dump {
-            // SAFETY: the range is the mapping just made, and the advice changes nothing that the guest can see.
-            if unsafe { libc::madvise(mapping.as_ptr().cast(), len, libc::MADV_DONTDUMP) } != 0 {
-                return Err(
-                    Error::host("guest memory: leave it out of core dumps").because(std::io::Error::last_os_error())
-                );
-            }
+            leave_out_of_dumps(mapping.as_ptr(), len).context(|| "guest memory: leave it out of core dumps")?;
         }
         regions.push(
             GuestRegionMmap::new(mapping, GuestAddress(start))
@@ -100,6 +107,15 @@ fn build(bytes: u64, backing: Option<Backing>, share: bool, dump: bool) -> Resul
         );
     }
     Ok(Arc::new(GuestRam::from_regions(regions).context(|| "guest memory")?))
+}
+
+/// Leaves a range of guest memory out of core dumps of the monitor.
+fn leave_out_of_dumps(start: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: the range is a mapping of guest memory, and the advice changes nothing that the guest can see.
+    match unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTDUMP) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// A mapping of `len` bytes that starts on a huge page's boundary, as every piece of guest memory does.
@@ -184,7 +200,7 @@ mod tests {
         std::thread::scope(|scope| {
             // Takes places away between one look and the next, as the threads of other tests do.
             scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                while !done.load(Relaxed) {
                     drop(MmapRegion::<()>::new(5 * 4096).unwrap());
                     std::thread::sleep(std::time::Duration::from_micros(20));
                 }
@@ -197,7 +213,7 @@ mod tests {
                 // What is smaller than a huge page gains nothing by it, and is left where it is.
                 assert_eq!(total(&allocate(1 << 20, false, true).unwrap()), 1 << 20);
                 if pages == 400 || starts != [0, 0] {
-                    done.store(true, std::sync::atomic::Ordering::Relaxed);
+                    done.store(true, Relaxed);
                 }
                 assert_eq!(starts, [0, 0]);
             }

@@ -91,6 +91,12 @@ object! {
         "reason" => reason: String,
     }
 
+    /// The data of `GUEST_MEMORY_FULL`. Ours.
+    pub struct GuestMemoryFull {
+        /// Which file system is full.
+        "reason" => reason: String,
+    }
+
     /// The data of `EVENTS_LOST`. Ours.
     pub struct EventsLost {
         /// How many events this client was not sent, because it did not read what it was sent before.
@@ -139,6 +145,8 @@ events! {
     "SHUTDOWN" => Shutdown(Shutdown),
     /// A disk's request failed on the host; the guest was told.
     "BLOCK_IO_ERROR" => BlockIoError(BlockIoError),
+    /// The host has no room for a page of guest memory; `STOP` follows.
+    "GUEST_MEMORY_FULL" => GuestMemoryFull(GuestMemoryFull),
     /// The guest has given memory away or taken it back; the name of the system we replace.
     "BALLOON_CHANGED" => BalloonChanged(BalloonInfo),
     /// The same under QEMU's name.
@@ -213,6 +221,7 @@ mod tests {
                 nospace: Some(true),
                 reason: "No space left on device".into(),
             }),
+            Event::GuestMemoryFull(GuestMemoryFull { reason: "full".into() }),
             Event::BalloonChanged(BalloonInfo { actual: 1 << 30 }),
             Event::BalloonChange(BalloonInfo { actual: 1 << 30 }),
             Event::DeviceDeleted(DeviceDeleted { device: Some("vdb".into()), path: "vdb".into() }),

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::qmp::schema::{names, object};
+use crate::qmp::schema::{Alternate, Type, Typed, names, object};
 
 names! {
     /// What a node is.
@@ -50,6 +50,20 @@ names! {
         /// Done.
         "unmap" => Unmap,
     }
+}
+
+/// A member of a plug that has no effect here, as StratoVirt or QEMU clients write it: both use text for some switches and
+/// numbers.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct NoEffect(Value);
+
+impl Typed for NoEffect {
+    const TYPE: &'static Type = &Type::Alternate(&Alternate {
+        name: "NoEffect",
+        choices: &[&Type::Str, &Type::Bool, <u32 as Typed>::TYPE],
+        accepted: "a string, a boolean or an integer, without effect",
+    });
 }
 
 object! {
@@ -131,20 +145,38 @@ object! {
         "addr" => addr: Option<String>,
         /// The same in another form: 0 is the second disk.
         "lun" => lun: Option<u32>,
-        /// The node, which then outlives the device.
+        /// The node, which then outlives the device, unless both have the same name.
         "drive" => drive: Option<String>,
-        /// The netdev, which then outlives the device.
+        /// The netdev, which then outlives the device, unless both have the same name.
         "netdev" => netdev: Option<String>,
-        /// Of no consequence: there is one bus.
-        "bus" => bus: Option<String>,
-        /// Of no consequence: who has the file open is known by its lock.
-        "share-rw" => share_rw: Option<bool>,
+        /// What the guest reads as the disk's serial number; the node's name if absent.
+        "serial" => serial: Option<String>,
+        /// Queues of a disk: only 1, which the slot has.
+        "num-queues" => num_queues: Option<u16>,
+        /// Descriptors of a queue: only 256, which the slot has.
+        "queue-size" => queue_size: Option<u16>,
+        /// No effect: there is one bus.
+        "bus" => bus: Option<NoEffect>,
+        /// No effect: a file that is open is known by its lock.
+        "share-rw" => share_rw: Option<NoEffect>,
         /// Bytes of the unit of requests: only 512, which the driver of an empty slot has read.
         "logical_block_size" => logical_block_size: Option<u32>,
         /// No effect: the driver has read that of the slot.
         "physical_block_size" => physical_block_size: Option<u32>,
-        /// Of no consequence: there are no other devices than modern ones.
-        "disable-modern" => disable_modern: Option<bool>,
+        /// No effect: all devices are modern ones.
+        "disable-modern" => disable_modern: Option<NoEffect>,
+        /// No effect: there is no firmware.
+        "romfile" => romfile: Option<NoEffect>,
+        /// No effect: there is no firmware.
+        "bootindex" => bootindex: Option<NoEffect>,
+        /// No effect: StratoVirt's spelling of `bootindex`.
+        "boot_index" => boot_index: Option<NoEffect>,
+        /// No effect: the slot has its queues.
+        "mq" => mq: Option<NoEffect>,
+        /// No effect: a device has one interrupt line.
+        "vectors" => vectors: Option<NoEffect>,
+        /// No effect: there is no PCI.
+        "multifunction" => multifunction: Option<NoEffect>,
     }
 
     /// The arguments of `device_del`.

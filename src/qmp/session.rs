@@ -81,6 +81,24 @@ impl Session {
         }
     }
 
+    /// A conversation of one line, which says why there is none.
+    pub fn refused(error: &Error) -> Self {
+        let mut session = Session::new();
+        session.output.clear();
+        session.refuse(error);
+        session
+    }
+
+    /// Says why the conversation ends, after what is to be sent already.
+    pub fn refuse(&mut self, error: &Error) {
+        response::failure(&mut self.output, None, error);
+    }
+
+    /// Whether the client has ended the negotiation.
+    pub fn is_negotiated(&self) -> bool {
+        self.negotiated
+    }
+
     /// Whether to read from the client: everything it sent is served, and it reads what it is sent.
     pub fn wants_input(&self) -> bool {
         self.input.is_empty() && self.may_serve()

@@ -301,6 +301,98 @@ fn a_balloon_in_a_shared_file_makes_holes_in_the_file() {
     fs::remove_file(&ram).unwrap();
 }
 
+#[test]
+fn a_balloon_in_a_nameless_file_frees_what_it_says() {
+    // Private without `mem-share=on`, which must not cost each page twice.
+    let started = start(256, "", "", |setup| setup.option("-mem-path", "/dev/shm"));
+    let Some((monitor, mut client)) = started else { return };
+    let blocks = || {
+        let files =
+            fs::read_dir(format!("/proc/{}/fd", monitor.pid())).unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+        let memory = files
+            .filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("/loopvisor-memory-")));
+        memory.map(|path| fs::metadata(path).unwrap().blocks() * 512).sum::<u64>()
+    };
+    let before = blocks();
+    assert!(proc::anonymous_kib(monitor.pid()) < 64 << 10, "the guest's pages are those of the file");
+    set(&mut client, 128 * MIB);
+    await_actual(&mut client, 128 * MIB);
+    let (fallen, told) = (before - blocks(), bytes(&mut client, "reclaimed-bytes"));
+    assert!(fallen >= 128 * MIB * 99 / 100 && told.abs_diff(fallen) < MIB, "{fallen}, told {told}");
+    finish(monitor);
+}
+
+#[test]
+fn memory_of_a_private_file_comes_back_as_zeros() {
+    let Some((mut monitor, mut client)) = start(64, "", "", |setup| {
+        let path = setup.folder.path("ram");
+        fs::write(&path, vec![0xaa; 64 << 20]).unwrap();
+        setup.option("-mem-path", path.to_str().unwrap())
+    }) else {
+        return;
+    };
+    assert_eq!(detail(&mut client, "free-page-reporting"), true);
+    // The guest looks that each page that comes back is zero, and so is each that it has reported.
+    set(&mut client, 40 * MIB);
+    await_actual(&mut client, 40 * MIB);
+    set(&mut client, 64 * MIB);
+    await_actual(&mut client, 64 * MIB);
+    monitor.type_in("f");
+    monitor.serial.expect("balloon: reported=");
+    assert!(bytes(&mut client, "reported-bytes") > 40 * MIB);
+    monitor.type_in("x");
+    finish(monitor);
+}
+
+#[test]
+fn a_full_file_system_refuses_a_start_and_stops_a_guest() {
+    let probe = Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
+    if !probe.as_ref().is_ok_and(|output| output.status.success()) {
+        return skipped(&format!("tmpfs in a private mount: {probe:?}"));
+    }
+    const MOUNT: &str = "mount -t tmpfs -o size=100m none \"$0\" && exec \"$@\"";
+    let mut place = PathBuf::new();
+    let started = start(64, "", "", |setup| {
+        place = setup.folder.path("small");
+        fs::create_dir(&place).unwrap();
+        let folder = place.to_str().unwrap().to_owned();
+        setup.option("-mem-path", &folder).under(&["unshare", "-m", "sh", "-c", MOUNT, &folder])
+    });
+    let Some((monitor, mut client)) = started else { return };
+    let pid = monitor.pid().to_string();
+    // The other VM sees the same file system, where all of the first one's memory is taken, touched or not.
+    let folder = place.to_str().unwrap();
+    let other = Setup::guest("mode=hello end=acpi").unwrap().option("-m", "64").option("-mem-path", folder);
+    let (code, told) = other.under(&["nsenter", "-t", &pid, "-m"]).run();
+    assert!(code == 1 && told.contains(folder) && told.contains("MiB free"), "{code}: {told}");
+    // What the balloon has given back another file takes, and the guest wants it again.
+    set(&mut client, 40 * MIB);
+    await_actual(&mut client, 40 * MIB);
+    let filler = PathBuf::from(format!("/proc/{pid}/root{folder}/filler"));
+    let mut file = File::create(&filler).unwrap();
+    let full = loop {
+        if let Err(error) = io::Write::write_all(&mut file, &[1; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    set(&mut client, 64 * MIB);
+    let event = client.await_event("GUEST_MEMORY_FULL");
+    let reason = event["data"]["reason"].as_str().unwrap();
+    assert!(reason.contains("is full") && reason.contains(folder), "{reason}");
+    client.await_event("STOP");
+    assert_eq!(client.call("query-status")["status"], "paused");
+    monitor.log.expect("the machine stops: ");
+    // Without room it stops again, and with room it goes on as if nothing had been.
+    client.call("cont");
+    client.await_event("STOP");
+    fs::remove_file(&filler).unwrap();
+    drop(file);
+    client.call("cont");
+    await_actual(&mut client, 64 * MIB);
+    finish(monitor);
+}
+
 /// Huge pages that the host has for a test, until it is over.
 pub struct HugePages(String);
 

@@ -288,6 +288,36 @@ fn get_id_tells_the_serial_number_and_without_one_the_id() {
     let text = monitor.serial.text();
     assert!(text.contains("disk=0 id=SN-0123456789-ABCDEF\r\n") || text.contains("disk=0 id=SN-0123456789-ABCDEF\n"));
     assert!(text.contains("disk=1 id=vdb"));
+    assert!(!monitor.log.text().contains("serial"), "{}", monitor.log.text());
+}
+
+#[test]
+fn an_id_that_is_cut_to_a_serial_number_is_warned_of() {
+    let id = "36-bytes-0123456789-0123456789-01234";
+    let Some(setup) = Setup::guest("mode=blk-plug end=acpi") else { return };
+    let monitor = setup.disk(id, SIZE, "direct=off").start();
+    monitor.serial.expect("disk=0 sectors=16384 id=36-bytes-0123456789- ");
+    let warning =
+        |id: &str| format!("drive \"{id}\": the guest reads the first 20 bytes of the id as the serial number");
+    monitor.log.expect(&warning(id));
+    // The same of a node, unless the device has a serial number.
+    let mut client = monitor.qmp();
+    for (name, serial) in [("node-with-a-long-name-a", false), ("node-with-a-long-name-b", true)] {
+        let file = monitor.folder.path(name);
+        fs::File::create(&file).unwrap().set_len(SIZE).unwrap();
+        client.call_with("blockdev-add", &json!({"node-name": name, "file": {"filename": file.to_str().unwrap()}}));
+        let mut device = json!({"id": name, "driver": "virtio-blk-mmio"});
+        if serial {
+            device["serial"] = json!("own");
+        }
+        client.call_with("device_add", &device);
+        if serial {
+            monitor.serial.expect(" id=own ");
+            assert!(!monitor.log.text().contains(&warning(name)), "{}", monitor.log.text());
+        } else {
+            monitor.log.expect(&warning(name));
+        }
+    }
 }
 
 #[test]

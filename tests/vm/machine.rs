@@ -338,9 +338,19 @@ fn a_start_that_takes_longer_than_a_second_says_what_it_is_at() {
     let (mounting, device) = stall.mounting();
     let initrd = stall.path().to_str().unwrap().to_owned();
     stall.stall();
-    let mut monitor = setup.option("-initrd", &initrd).under(&mounting).stdin(device).start();
+    let mut monitor = setup.option("-initrd", &initrd).flag("-S").under(&mounting).stdin(device).start();
     monitor.log.expect("loopvisor: after 1 s: reading \"");
-    assert!(monitor.log.text().contains(&format!(" and {initrd:?}\n")), "{}", monitor.log.text());
+    monitor.log.expect(&format!(" and {initrd:?}\n"));
+    // A client that connects now is served as soon as the machine runs.
+    let mut client = monitor.connect();
+    let id = {
+        client.send(r#"{"execute":"qmp_capabilities"}"#);
+        client.ask("query-status")
+    };
     stall.release();
+    assert!(client.line()["QMP"].is_object());
+    assert_eq!(client.answer(), json!({"return": {}}));
+    assert_eq!(client.answer()["id"], id);
+    client.call("cont");
     monitor.expect_ok();
 }

@@ -201,6 +201,20 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
             "GenericError",
             &["'4096'", "use -drive ...,logical_block_size=4096"],
         ),
+        (
+            "device_add",
+            with(device("spare", "0x1"), "num-queues", json!(2)),
+            "GenericError",
+            &["'num-queues'", "1 only"],
+        ),
+        ("device_add", with(device("spare", "0x1"), "queue-size", json!(64)), "GenericError", &["'queue-size'", "256"]),
+        ("device_add", with(device("spare", "0x1"), "serial", json!("x".repeat(21))), "GenericError", &["at most 20"]),
+        (
+            "device_add",
+            with(device("spare", "0x1"), "romfile", json!([])),
+            "GenericError",
+            &["'romfile'", "without effect"],
+        ),
         ("device_add", device("spare", "0xzz"), "GenericError", &["'addr'", "'0xzz'", "free: 0x1, 0x3"]),
         ("device_add", device("spare", "-1"), "GenericError", &["'addr'", "'-1'"]),
         ("device_add", device("spare", ""), "GenericError", &["'addr'"]),
@@ -210,12 +224,7 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
         ("device_add", with(device("spare", "0x2"), "lun", json!(3)), "GenericError", &["0x2 and 0x4"]),
         ("device_add", device("nobody", "0x1"), "DeviceNotFound", &["'nobody'", "blockdev-add"]),
         ("device_add", device("root", "0x1"), "GenericError", &["'root'", "already"]),
-        (
-            "device_add",
-            with(device("x", "0x1"), "drive", json!("data")),
-            "DeviceNotFound",
-            &["in use by device 'data'"],
-        ),
+        ("device_add", with(device("x", "0x1"), "drive", json!("data")), "GenericError", &["in use by device 'data'"]),
         ("device_add", json!({"id": "spare", "driver": "virtio-gpu"}), "GenericError", &["'virtio-gpu'", "blk", "net"]),
         ("device_del", json!({"id": "spare"}), "DeviceNotFound", &["'spare'"]),
         ("blockdev-del", json!({"node-name": "data"}), "GenericError", &["device 'data'", "device_del"]),
@@ -336,6 +345,27 @@ fn a_drive_that_is_named_by_the_plug_outlives_its_device_and_one_that_is_not_goe
     unplug(&mut client, "node1");
     client.call_with("blockdev-del", &json!({"node-name": "node1"}));
     assert_eq!(refusal(&mut client, "blockdev-del", &json!({"node-name": "node1"})).0, "DeviceNotFound");
+}
+
+#[test]
+fn device_add_gives_a_disk_its_serial_number() {
+    let Some((monitor, mut client)) = guest("", |setup| setup) else { return };
+    let file = image(&monitor, "data.img", SIZE);
+    client.call_with("blockdev-add", &node("node1", &file));
+    // All that StratoVirt's device_add takes and that has no effect here.
+    let device = json!({
+        "id": "dev1", "driver": "virtio-blk-mmio", "addr": "1", "drive": "node1", "serial": "S-1", "num-queues": 1,
+        "queue-size": 256, "romfile": "", "mq": "on", "vectors": "4", "multifunction": true, "bootindex": 1, "boot_index": 1,
+        "share-rw": "on", "disable-modern": "true", "bus": "mmio",
+    });
+    client.call_with("device_add", &device);
+    monitor.serial.expect("plug: disk=1 sectors=16384 id=S-1 get_id=0 write=0 read=0 same=1");
+    unplug(&mut client, "dev1");
+    monitor.serial.expect("plug: disk=1 sectors=0 read=1");
+    // The number was the device's: the next one reads the node's name again.
+    client
+        .call_with("device_add", &json!({"id": "dev2", "driver": "virtio-blk-mmio", "addr": "0x2", "drive": "node1"}));
+    monitor.serial.expect("plug: disk=2 sectors=16384 id=node1 ");
 }
 
 #[test]

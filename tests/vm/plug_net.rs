@@ -170,12 +170,7 @@ fn every_mistake_about_a_nic_is_told_and_leaves_nothing_behind() {
         ("device_add", with(device("spare", "0x1"), "lun", json!(0)), "GenericError", &["'lun'"]),
         ("device_add", with(device("spare", "0x1"), "iothread", json!("a")), "GenericError", &["rule D1.5"]),
         ("device_add", device("nobody", "0x1"), "DeviceNotFound", &["'nobody'", "netdev_add"]),
-        (
-            "device_add",
-            with(device("x", "0x1"), "netdev", json!("net0")),
-            "DeviceNotFound",
-            &["in use by device 'net0'"],
-        ),
+        ("device_add", with(device("x", "0x1"), "netdev", json!("net0")), "GenericError", &["in use by device 'net0'"]),
         ("netdev_del", json!({"id": "net0"}), "GenericError", &["device 'net0'", "device_del"]),
         ("netdev_del", json!({"id": "nobody"}), "DeviceNotFound", &["'nobody'"]),
         ("device_del", json!({"id": "spare"}), "DeviceNotFound", &["'spare'"]),

@@ -201,16 +201,46 @@ fn a_client_that_read_no_events_is_told_how_many_it_missed() {
 fn more_clients_than_a_socket_takes_are_let_go_and_those_who_are_there_stay() {
     let Some(monitor) = machine() else { return };
     let mut clients: Vec<Client> = (0..32).map(|_| monitor.qmp()).collect();
-    let mut surplus = monitor.connect();
-    surplus.expect_end();
+    for _ in 0..100 {
+        let mut surplus = monitor.connect();
+        let told = surplus.line();
+        assert_eq!(told["error"]["class"], "GenericError");
+        assert!(told["error"]["desc"].as_str().unwrap().starts_with("32 clients are connected"), "{told}");
+        surplus.expect_end();
+    }
+    monitor.log.expect("another was refused");
     clients.iter_mut().for_each(|client| _ = client.call("query-status"));
     clients.pop();
     // Its place is free when the monitor has seen it go.
     let next = (0..1000).find_map(|_| {
         let mut next = monitor.connect();
-        next.next_line().map(|_| next)
+        next.line().get("QMP").is_some().then_some(next)
     });
     next.expect("the free place is given").call("qmp_capabilities");
+    let lines = monitor.log.text().matches("another was refused").count();
+    assert!(lines <= 20, "{lines} lines of log for more than 100 clients");
+}
+
+#[test]
+fn clients_that_never_negotiate_make_room_for_the_next() {
+    let Some(monitor) = machine() else { return };
+    let mut operator = monitor.qmp();
+    let mut leaked: Vec<Client> = (0..31).map(|_| monitor.connect()).collect();
+    leaked.iter_mut().for_each(|client| assert!(client.line()["QMP"].is_object()));
+    // The first says something, though not what it should, so the second has been silent for the longest.
+    assert_eq!(leaked[0].mistake(r#"{"execute":"query-status"}"#).0, "CommandNotFound");
+    monitor.qmp().call("query-status");
+    let told = leaked[1].line();
+    assert!(told["error"]["desc"].as_str().unwrap().starts_with("32 clients are connected"), "{told}");
+    leaked[1].expect_end();
+    // Those that have negotiated stay, however silent; the first goes last.
+    let mut others: Vec<Client> = (0..30).map(|_| monitor.qmp()).collect();
+    assert_eq!(leaked[0].mistake(r#"{"execute":"query-status"}"#).0, "CommandNotFound");
+    others.push(monitor.qmp());
+    assert!(leaked[0].line().get("error").is_some());
+    leaked[0].expect_end();
+    others.iter_mut().for_each(|client| _ = client.call("query-status"));
+    operator.call("query-status");
 }
 
 #[test]

@@ -208,7 +208,7 @@ fn a_socket_that_cannot_be_used_is_told_in_one_sentence() {
     assert!(refusal(&folder.path(&"x".repeat(120)), "stop", 2).contains("longer than the path of a socket can be"));
     // The clients that a socket has room for, and one more. Each is held.
     let all: Vec<Client> = (0..32).map(|_| monitor.qmp()).collect();
-    assert!(refusal(&monitor.socket(), "stop", 2).contains("hangs up before its greeting; if it has 32 clients"));
+    assert!(refusal(&monitor.socket(), "stop", 2).contains("takes no client: 32 clients are connected to this socket"));
     drop(all);
     // A socket that its owner has left, and one of another protocol.
     let dead = folder.path("dead");

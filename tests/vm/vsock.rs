@@ -136,13 +136,27 @@ fn the_guest_talks_to_who_listens_on_the_host_and_is_refused_where_nobody_does()
     finish(monitor);
 }
 
+/// What Kata Containers' Rust runtime and Firecracker's clients send.
+#[test]
+fn a_client_may_say_connect_in_any_case_and_with_blanks() {
+    let Some(monitor) = start("") else { return };
+    for said in ["connect 52\n", "CONNECT 52\r\n", " Connect  52 \n"] {
+        let mut stream = UnixStream::connect(monitor.folder.path("v")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(said.as_bytes()).unwrap();
+        assert!(line(&stream).starts_with("OK "), "{said:?}");
+        echo(stream, b"well");
+    }
+    finish(monitor);
+}
+
 #[test]
 fn a_client_is_let_go_whose_line_is_none_or_whose_port_nobody_listens_at() {
     let Some(monitor) = start("") else { return };
     for stream in [dial(&monitor, 53), dial(&monitor, u32::MAX)] {
         assert_eq!(line(&stream), "");
     }
-    for said in ["HELLO 52\n", "CONNECT 52 \n", "CONNECT 99999999999\n", "GET / HTTP/1.1\r\nHost: x\r\n"] {
+    for said in ["HELLO 52\n", "CONNECT fifty\n", "CONNECT 99999999999\n", "GET / HTTP/1.1\r\nHost: x\r\n"] {
         let mut stream = UnixStream::connect(monitor.folder.path("v")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(said.as_bytes()).unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Answer, Deleted, News, Occupant, Plug, REMEMBERED, check_free, check_name, choose, occupant};
+use super::{Answer, Deleted, News, Occupant, Plug, REMEMBERED, check_free, check_name, choose, occupant, under_way};
 use crate::config::net::MAX_TAP_BYTES;
 use crate::config::spec::MAX_VIRTIO_DEVICES;
 use crate::control::run::Message;
@@ -118,6 +118,9 @@ impl Plug {
             let told = format!("Netdev '{id}' is in use by device '{device}'; use device_del first");
             return done.end(Err(Error::usage(told)));
         }
+        if self.netdevs.under_way.iter().any(|other| other == id) {
+            return done.end(Err(under_way("Netdev", id)));
+        }
         if let Some(place) = self.netdevs.gone.iter().position(|gone| gone == id) {
             self.netdevs.gone.remove(place);
             return done.end(Ok(json!({})));
@@ -149,7 +152,7 @@ impl Plug {
             tap: Some(tap),
             limits: Limits::default(),
             counters: cable.counters.clone(),
-            outlives_device: asked.netdev.is_some(),
+            outlives_device: asked.netdev.as_ref().is_some_and(|netdev| *netdev != asked.id),
         });
         let slot = &mut inventory.nics[number];
         slot.busy = true;
@@ -167,18 +170,20 @@ impl Plug {
     fn plan_nic(&self, asked: &DeviceAdd, inventory: &Inventory) -> Result<(usize, usize)> {
         check_name("id", &asked.id)?;
         check_free(&asked.id, inventory)?;
-        if asked.lun.is_some() || asked.drive.is_some() {
-            return Err(Error::usage("Parameters 'lun' and 'drive' are a disk's; accepted: 'addr' and 'netdev'"));
+        let disks =
+            [("lun", asked.lun.is_some()), ("drive", asked.drive.is_some()), ("serial", asked.serial.is_some())];
+        if let Some((name, _)) = disks.iter().find(|(_, given)| *given) {
+            return Err(Error::usage(format!("Parameter '{name}' is only for disks; use 'addr' and 'netdev'")));
         }
         let wanted = asked.netdev.as_ref().unwrap_or(&asked.id);
         let place = self.netdevs.waiting.iter().position(|netdev| netdev.cable.id == *wanted);
         let place = place.ok_or_else(|| {
             let mut plugged = inventory.nics.iter().filter_map(|slot| slot.nic.as_ref());
-            let why = match plugged.find(|nic| nic.netdev == *wanted) {
-                Some(nic) => format!("Netdev '{wanted}' is in use by device '{}'", nic.device),
-                None => format!("Netdev '{wanted}' not found; use netdev_add first"),
-            };
-            Error::new(Kind::NotFound, why)
+            match plugged.find(|nic| nic.netdev == *wanted) {
+                Some(nic) => Error::usage(format!("Netdev '{wanted}' is in use by device '{}'", nic.device)),
+                None if self.netdevs.under_way.contains(wanted) => under_way("Netdev", wanted),
+                None => Error::new(Kind::NotFound, format!("Netdev '{wanted}' not found; use netdev_add first")),
+            }
         })?;
         let slots: Vec<Occupant<'_>> =
             inventory.nics.iter().map(|slot| occupant(slot.nic.as_ref().map(|nic| &nic.device), slot.busy)).collect();

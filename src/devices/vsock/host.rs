@@ -166,8 +166,10 @@ fn port_path(path: &Path, port: u32) -> PathBuf {
     path.into()
 }
 
-/// The port of `CONNECT PORT`.
+/// The port of `CONNECT PORT`, as Firecracker reads it: in any case, with any white space between the words and around them.
+/// Further words are ignored.
 fn wanted_port(line: &[u8]) -> Option<u32> {
-    let digits = std::str::from_utf8(line).ok()?.strip_prefix("CONNECT ")?;
-    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+    let mut words = std::str::from_utf8(line).ok()?.split_whitespace();
+    words.next().filter(|word| word.eq_ignore_ascii_case("CONNECT"))?;
+    words.next()?.parse().ok()
 }

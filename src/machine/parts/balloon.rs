@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use log::info;
-
 use crate::config::spec::{BalloonSpec, VmSpec};
 use crate::devices::balloon::{Balloon, BalloonNews};
 use crate::error::{Context, Error, Result};
@@ -21,23 +19,15 @@ pub fn balloon(
     notices: &Sender<Notice>,
 ) -> Result<(Balloon, inventory::Balloon)> {
     suits(ram)?;
-    let zeros = memory::leaves_zeros(ram).context(|| WHAT)?;
-    if asked.free_page_reporting && !zeros {
-        info!(
-            "-balloon: no free page reporting, for a page that was given back would read as the file of -mem-path does"
-        );
-    }
-    let reports_free_pages = asked.free_page_reporting && zeros;
     let notices = notices.clone();
     let report = Box::new(move |news: BalloonNews| {
         // As in `block`.
         let _ = notices.send(Notice::Balloon(news));
     });
-    let device = Balloon::new(ram.clone(), asked.deflate_on_oom, reports_free_pages, report);
+    let device = Balloon::new(ram.clone(), asked.deflate_on_oom, asked.free_page_reporting, report);
     let part = inventory::Balloon {
         spec: asked.clone(),
         memory_bytes: spec.memory_bytes,
-        reports_free_pages,
         counters: device.counters(),
         orders: device.orders(),
     };

@@ -5,7 +5,8 @@
 //! every block with its number; so each holds the last whole round's or the one's after it, and never a mixture. `how=` is
 //! the way to reset, in the middle of a round: one of [`WAYS`], `each` for all of them in turn, or `wait` for somebody outside,
 //! round after round, until a `q` is typed. `by=other` has the first of the other processors do it. After `count` boots it ends. `cpus=N` starts the
-//! others too; `memory=kept` is for a host that keeps memory.
+//! others too; `memory=kept` is for a host that keeps memory,
+//! `memory=filled` for one whose memory is not zero at first.
 
 use crate::clock::{self, Patience};
 use crate::cpu;
@@ -112,16 +113,18 @@ pub fn run(words: Words) -> Outcome {
 /// Looks whether memory has a trace of an earlier life, and leaves one.
 fn soil(words: Words) -> Outcome<&'static str> {
     let piece = memory::take_as_is(MEMORY);
-    let mut traces = 0;
+    let (mut traces, mut filled) = (0, 0);
     for at in (0..MEMORY).step_by(BLOCK as usize) {
         match piece.read64(at) {
             0 => {}
             MARK => traces += 1,
+            _ if words.is("memory", "filled") => filled += 1,
             other => fail!("memory at {:#x} holds {other:#x}", piece.at(at)),
         }
         piece.write64(at, MARK);
     }
     match traces {
+        0 if filled > 0 => Ok("filled"),
         0 => Ok("zero"),
         _ if words.is("memory", "kept") => Ok("kept"),
         _ => fail!("{traces} pages of an earlier life are still in memory"),
