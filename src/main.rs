@@ -17,6 +17,7 @@ use loopvisor::memory::{self, Found};
 use loopvisor::pidfile::Pidfile;
 use loopvisor::sys::daemon;
 use loopvisor::sys::progress::Progress;
+use loopvisor::sys::sink;
 use loopvisor::sys::terminal::Terminal;
 use loopvisor::sys::tune;
 
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &Error) -> ExitCode {
-    eprintln!("loopvisor: {error}");
+    sink::stderr_last_line(format!("loopvisor: {error}\n").as_bytes());
     ExitCode::from(error.exit_code())
 }
 

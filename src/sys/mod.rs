@@ -13,6 +13,7 @@ pub mod poll;
 pub mod progress;
 pub mod rights;
 pub mod signalfd;
+pub mod sink;
 pub mod socket;
 pub mod stdio;
 pub mod stream;

@@ -3,11 +3,12 @@
 //! It goes to standard error, whatever the log's level and file: who has typed a command looks there. A thread of its own
 //! waits meanwhile, for a start that is held up by a file cannot look at a clock; it ends with the start. Main thread.
 
-use std::io::Write;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use super::sink;
 
 /// How long nobody is told anything; then after twice as long each time.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -29,8 +30,7 @@ impl Progress {
             let mut patience = PATIENCE;
             while ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 let step = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                // Nobody is left to be told that nobody reads.
-                let _ = writeln!(std::io::stderr(), "loopvisor: after {} s: {step}", began.elapsed().as_secs());
+                sink::stderr_line(format!("loopvisor: after {} s: {step}\n", began.elapsed().as_secs()).as_bytes());
                 patience *= 2;
             }
         });

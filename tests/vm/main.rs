@@ -24,6 +24,7 @@ mod disk;
 mod iothread;
 mod lifecycle;
 mod limits;
+mod log;
 mod looptop;
 mod machine;
 mod net;
