@@ -16,6 +16,7 @@ use loopvisor::machine::{Machine, Notice, Threads, balloon_suits};
 use loopvisor::memory::{self, Found};
 use loopvisor::pidfile::Pidfile;
 use loopvisor::sys::daemon;
+use loopvisor::sys::deadline::Deadline;
 use loopvisor::sys::progress::Progress;
 use loopvisor::sys::sink;
 use loopvisor::sys::terminal::Terminal;
@@ -52,7 +53,7 @@ fn check(spec: &VmSpec) -> Result<()> {
     logging::start(&LogSpec::Stderr, LevelFilter::Warn)?;
     logging::check_inputs(spec)?;
     let _log = logging::check(&spec.log)?;
-    let _pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
+    let _pidfile = spec.pidfile.as_deref().map(Pidfile::check).transpose()?;
     let Some(path) = &spec.mem_path else { return Built::new(spec).map(drop) };
     let _found = Found::look(path);
     if spec.mem_share && !spec.balloons.is_empty() {
@@ -157,6 +158,8 @@ impl Running {
         tune::short_slice();
         tune::forget_code();
         let ran = self.main.run();
+        let failed = ran.is_err() || matches!(self.end.get(), Some(End::Failed(_)));
+        let _deadline = Deadline::begin(u8::from(failed));
         // The loop first: a vCPU that waits for a device of it is answered by the device's end.
         drop(self.main);
         drop(self.threads);

@@ -6,8 +6,10 @@
 pub mod block_device;
 pub mod clock;
 pub mod daemon;
+pub mod deadline;
 pub mod io;
 pub mod lock;
+pub mod own_file;
 pub mod pieces;
 pub mod poll;
 pub mod progress;

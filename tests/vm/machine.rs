@@ -344,3 +344,43 @@ fn a_start_that_takes_longer_than_a_second_says_what_it_is_at() {
     stall.release();
     monitor.expect_ok();
 }
+
+#[test]
+fn pidfile_of_a_process_that_has_ended_is_replaced() {
+    let Some(setup) = Setup::guest("mode=idle") else { return };
+    let path = setup.folder.path("pid");
+    let mut ended = Command::new("true").spawn().unwrap();
+    let pid = ended.id();
+    ended.wait().unwrap();
+    fs::write(&path, format!("{pid}\n")).unwrap();
+    let mut monitor = setup.option("-pidfile", path.to_str().unwrap()).start();
+    let mut client = monitor.qmp();
+    assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", monitor.pid()));
+    monitor.log.expect(&format!("pid: process {pid} has ended and has left this file: it is replaced"));
+
+    let second = || Setup::bare().option("-kernel", "/nowhere").option("-pidfile", path.to_str().unwrap()).run();
+    let (code, told) = second();
+    assert!(code == 1 && told.contains(&format!("pid: process {} (loopvisor) is running", monitor.pid())), "{told}");
+    client.call("quit");
+    assert_eq!(monitor.exit_code(), 0);
+    assert!(!path.exists());
+    for (text, sentence) in [("", "/nowhere"), ("notes\n", "other contents than a process id")] {
+        fs::write(&path, text).unwrap();
+        let (code, told) = second();
+        assert!(code == 1 && told.contains(sentence), "{told}");
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "notes\n");
+}
+
+#[test]
+fn pidfile_that_another_process_has_replaced_stays() {
+    let Some(setup) = Setup::guest("mode=idle") else { return };
+    let [path, new] = ["pid", "new"].map(|name| setup.folder.path(name));
+    let mut monitor = setup.option("-pidfile", path.to_str().unwrap()).start();
+    let mut client = monitor.qmp();
+    fs::write(&new, "1\n").unwrap();
+    fs::rename(&new, &path).unwrap();
+    client.call("quit");
+    assert_eq!(monitor.exit_code(), 0);
+    assert!(path.exists());
+}

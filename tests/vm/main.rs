@@ -35,4 +35,5 @@ mod qmp;
 mod qmp_hostile;
 mod rng;
 mod shell;
+mod signals;
 mod vsock;
