@@ -86,8 +86,9 @@ fn log_fifo_that_is_no_longer_read_stops_nothing() {
     let mut monitor = setup.option("-D", path.to_str().unwrap()).start();
     flood(&monitor);
     expect_at_work(&mut monitor, 1);
+    // The last lines in it may be short ones, for which there was room when there was none for longer ones.
     let before = empty(&reader);
-    assert!(before.ends_with('\n') && !before.contains(LOST), "{before}");
+    assert!(before.ends_with('\n'), "{before}");
     monitor.signal("USR1");
     let mut after = String::new();
     while !after.contains("in flight in the device") {
@@ -140,6 +141,7 @@ fn terminal_stopped_by_ctrl_s_stops_nothing_else() {
     let Some(setup) = typed() else { return };
     let mut pty = Pty::new();
     let mut monitor = setup.stderr(pty.line.try_clone().unwrap()).start();
+    let _handles_signals = monitor.qmp();
     monitor.signal("USR1");
     pty.screen.expect("loop main");
     pty.type_in(b"\x13");
