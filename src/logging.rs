@@ -60,7 +60,12 @@ fn lock(file: &File, path: &Path) -> Result<()> {
         return Err(Error::host(format!("-D {}: a block device cannot be the log: name a file", path.display())));
     }
     match kind.is_file() {
-        true => lock::take(file, path, Lock::Shared).context(|| what(path)),
+        true => {
+            let used = lock::used(file, "log").context(|| what(path))?;
+            lock::take(file, path, Lock::Shared).context(|| what(path))?;
+            used.keep();
+            Ok(())
+        }
         false => Ok(()),
     }
 }

@@ -99,7 +99,8 @@ fn a_file_of_the_vm_cannot_be_its_writable_drive_too() {
             let (code, told) = if check { setup.flag("-check") } else { setup }.run();
             let (exit, wanted) = match option {
                 "-D" => (2, "-drive id=vda has this file: name another"),
-                _ => (1, "is in use by this VM, as another drive or as its kernel, initrd, memory or log"),
+                "-mem-path" => (1, "is in use by this VM, as its memory"),
+                _ => (1, "is in use by this VM, as its drive \"vda\", which writes it"),
             };
             assert_eq!(code, exit, "{option}: {told}");
             assert!(told.contains("both.img") && told.contains(wanted), "{option}: {told}");
