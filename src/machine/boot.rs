@@ -34,6 +34,8 @@ pub struct Boot {
     initrd: Option<(PathBuf, File)>,
     /// The command line, complete.
     command_line: String,
+    /// How many bytes of it are the monitor's words.
+    own_bytes: usize,
 }
 
 impl Boot {
@@ -42,12 +44,18 @@ impl Boot {
     /// # Errors
     ///
     /// One cannot be opened, or is no regular file.
-    pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, command_line: String) -> Result<Boot> {
+    pub fn open(
+        kernel: &Path,
+        format: KernelFormat,
+        initrd: Option<&Path>,
+        (append, own): (&str, &str),
+    ) -> Result<Boot> {
         let named = |what, path: &Path| -> Result<_> {
-            Ok((path.to_owned(), open(path).context(|| format!("{what} {path:?}"))?))
+            Ok((path.to_owned(), open(path, what).context(|| format!("{what} {path:?}"))?))
         };
         let kernel = named("kernel", kernel)?;
-        Ok(Boot { kernel, format, initrd: initrd.map(|path| named("initrd", path)).transpose()?, command_line })
+        let initrd = initrd.map(|path| named("initrd", path)).transpose()?;
+        Ok(Boot { kernel, format, initrd, command_line: command_line(append, own), own_bytes: own.len() })
     }
 }
 
@@ -74,7 +82,7 @@ pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
     let (path, file) = &mut boot.kernel;
     let may_be_flat = path.extension().is_some_and(|extension| extension == "bin");
     let kernel = kernel::load(ram, file, boot.format, may_be_flat, zeroed).context(|| format!("kernel {path:?}"))?;
-    write_command_line(ram, &boot.command_line, kernel.command_line_max)?;
+    write_command_line(ram, boot, kernel.command_line_max)?;
     let initrd = match &mut boot.initrd {
         Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),
         None => None,
@@ -91,12 +99,14 @@ pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
 }
 
 /// Opens a file that has a size: a pipe or a directory is refused before it can block us.
-fn open(path: &Path) -> Result<File> {
+fn open(path: &Path, what: &str) -> Result<File> {
     if !path.metadata().context(|| "open")?.is_file() {
         return Err(Error::host("it is not a regular file"));
     }
     let file = File::open(path).context(|| "open")?;
+    let used = lock::used(&file, what).context(|| "stat")?;
     lock::take(&file, path, Lock::Shared)?;
+    used.keep();
     Ok(file)
 }
 
@@ -126,12 +136,15 @@ fn end_of_options(line: &str) -> usize {
     line.len()
 }
 
-fn write_command_line(ram: &GuestRam, line: &str, kernel_max: u64) -> Result<()> {
+fn write_command_line(ram: &GuestRam, boot: &Boot, kernel_max: u64) -> Result<()> {
+    let line = &boot.command_line;
     let max = kernel_max.min(layout::COMMAND_LINE_BYTES - 1);
     if line.len() as u64 > max {
         return Err(Error::usage(format!(
-            "kernel command line: {} bytes, and this kernel reads {max} at most",
-            line.len()
+            "kernel command line: {} bytes, of which {} are the monitor's own words for its devices, and this kernel reads {max} \
+             at most: make -append shorter, or have fewer empty slots (-machine microvm,disk-slots=N,nic-slots=N)",
+            line.len(),
+            boot.own_bytes
         )));
     }
     if line.contains('\0') {

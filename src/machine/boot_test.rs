@@ -24,8 +24,7 @@ fn bzimage() -> TempFile {
 fn load_all(kernel: &TempFile, initrd: Option<&[u8]>, line: &str, mib: u64) -> (Result<Entry>, Arc<GuestRam>) {
     let ram = memory::allocate(mib * MIB, false, true).unwrap();
     let initrd = initrd.map(file);
-    let boot =
-        Boot::open(kernel.as_path(), KernelFormat::Auto, initrd.as_ref().map(TempFile::as_path), line.to_owned());
+    let boot = Boot::open(kernel.as_path(), KernelFormat::Auto, initrd.as_ref().map(TempFile::as_path), (line, ""));
     (boot.and_then(|mut boot| load(&ram, &mut boot, true)), ram)
 }
 
@@ -120,11 +119,23 @@ fn a_command_line_is_as_long_as_the_kernel_reads_and_no_longer() {
 }
 
 #[test]
+fn command_line_that_is_too_long_says_how_much_is_the_monitors_own() {
+    let ram = memory::allocate(64 * MIB, false, true).unwrap();
+    let words = ("x".repeat(50), "y".repeat(60));
+    let boot = Boot::open(bzimage().as_path(), KernelFormat::Auto, None, (&words.0, &words.1));
+    let error = boot.and_then(|mut boot| load(&ram, &mut boot, true)).expect_err("too long").to_string();
+    assert!(
+        error.contains("111 bytes, of which 60 are the monitor's own words") && error.contains("disk-slots"),
+        "{error}"
+    );
+}
+
+#[test]
 fn files_that_cannot_be_read_are_named() {
     let ram = memory::allocate(64 * MIB, false, true).unwrap();
     let kernel = bzimage();
     let refused = |kernel: &Path, initrd: Option<&Path>| {
-        Boot::open(kernel, KernelFormat::Auto, initrd, String::new())
+        Boot::open(kernel, KernelFormat::Auto, initrd, ("", ""))
             .and_then(|mut boot| load(&ram, &mut boot, true))
             .expect_err("refused")
             .to_string()

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use super::board::Board;
-use super::boot::{self, Boot};
+use super::boot::Boot;
 use super::hardware::{Hardware, Image};
 use super::inventory::{self, DiskSlot, Inventory, NicSlot, Notice};
 use super::parts::drive::DriveMaker;
@@ -266,8 +266,8 @@ fn legacy(serial: &Arc<Mutex<Serial>>, notices: &Sender<Notice>) -> Vec<Range> {
 fn prepare_vcpus(spec: &VmSpec, vm: &Arc<Vm>, board: &Board) -> Result<Vec<Vcpu>> {
     let slots = board.slots();
     let words: Vec<String> = slots.iter().map(layout::VirtioSlot::kernel_word).collect();
-    let command_line = boot::command_line(&spec.append, &words.join(" "));
-    let boot = Boot::open(&spec.kernel, spec.kernel_format, spec.initrd.as_deref(), command_line)?;
+    let words = (spec.append.as_str(), &*words.join(" "));
+    let boot = Boot::open(&spec.kernel, spec.kernel_format, spec.initrd.as_deref(), words)?;
     let mut vcpus = (0..spec.cpus).map(|index| Vcpu::new(vm, index, spec.cpus)).collect::<Result<Vec<_>>>()?;
     if let Some(first) = vcpus.first_mut() {
         let mut image = Image::new(vm.clone(), boot, spec.cpus, slots);
