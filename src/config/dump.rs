@@ -124,6 +124,7 @@ fn machine(spec: &VmSpec) -> Members {
             KernelFormat::Flat => Some("flat"),
         },
     );
+    machine.add_some("pmu", (!spec.pmu).then_some(false));
     machine
 }
 

@@ -88,24 +88,27 @@ fn keys_and_limits(list: &[(&str, &str, Kind)], spelling: Spelling) -> Vec<Key> 
     keys(list).into_iter().chain(limits.map(own)).collect()
 }
 
+/// The keys of `machine-config`.
+const MACHINE: [(&str, &str, Kind); 11] = [
+    ("type", "type", Kind::Text),
+    ("vcpu_count", "cpus", Kind::Number),
+    ("mem_size", "size", Kind::Size),
+    ("mem_path", "mem-path", Kind::Text),
+    ("mem_share", "mem-share", Kind::Bool),
+    // The original's guide writes it so.
+    ("mem-share", "mem-share", Kind::Bool),
+    ("dump_guest_core", "dump-guest-core", Kind::Bool),
+    ("disk_slots", "disk-slots", Kind::Number),
+    ("nic_slots", "nic-slots", Kind::Number),
+    ("kernel_format", "kernel-format", Kind::Text),
+    ("pmu", "pmu", Kind::Bool),
+];
+
 /// Every top key, and what stands for it. Those of the original come first.
 fn parts() -> Vec<(&'static str, Part)> {
     use Kind::{Bool, Number, Numbers, Size, Text, Words};
     let boot_source =
         [("kernel_image_path", "kernel", Text), ("boot_args", "append", Words), ("initrd_fs_path", "initrd", Text)];
-    let machine_config = [
-        ("type", "type", Text),
-        ("vcpu_count", "cpus", Number),
-        ("mem_size", "size", Size),
-        ("mem_path", "mem-path", Text),
-        ("mem_share", "mem-share", Bool),
-        // The original's guide writes it so.
-        ("mem-share", "mem-share", Bool),
-        ("dump_guest_core", "dump-guest-core", Bool),
-        ("disk_slots", "disk-slots", Number),
-        ("nic_slots", "nic-slots", Number),
-        ("kernel_format", "kernel-format", Text),
-    ];
     let drive = [
         ("drive_id", "id", Text),
         ("path_on_host", "file", Text),
@@ -151,7 +154,7 @@ fn parts() -> Vec<(&'static str, Part)> {
         [("random_file", "random_file", Text), ("bytes_per_sec", "bytes_per_sec", Number), ("rng_id", "id", Text)];
     vec![
         ("boot-source", Part::One(keys(&boot_source))),
-        ("machine-config", Part::One(keys(&machine_config))),
+        ("machine-config", Part::One(keys(&MACHINE))),
         ("drive", Part::Many(keys_and_limits(&drive, Spelling::File))),
         ("net", Part::Many(keys_and_limits(&net, Spelling::NicFile))),
         ("console", Part::Many(keys(&console))),

@@ -63,6 +63,8 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// `-machine kernel-format=`: what it is.
     pub kernel_format: KernelFormat,
+    /// `-cpu host,pmu=`: whether the guest has the host's performance counters, as far as KVM can show them.
+    pub pmu: bool,
     /// `-initrd`.
     pub initrd: Option<PathBuf>,
     /// `-append`: the words as given, joined by blanks; the monitor adds its own (`machine::boot::command_line`).
@@ -119,6 +121,7 @@ impl VmSpec {
             mem_path: None,
             kernel: kernel.into(),
             kernel_format: KernelFormat::Auto,
+            pmu: true,
             initrd: None,
             append: String::new(),
             drives: Vec::new(),
