@@ -119,7 +119,7 @@ impl Built {
         for path in &spec.qmp {
             main.add(Box::new(Listener::bind(path, control.clone())?))?;
         }
-        let progress = Progress::begin();
+        let progress = Progress::begin(Signals::that_end().collect());
         let mut machine = Machine::build(spec, &mut main, notices_sender, serial_sender, &progress)?;
         drop(progress);
         let memory = machine.take_balloon().map(Memory::new).transpose()?;

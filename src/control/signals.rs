@@ -43,10 +43,14 @@ impl Signals {
     /// # Errors
     /// EMFILE and the like from signalfd(2).
     pub fn new(control: Sender<Message>) -> Result<Self> {
-        let ends = ENDS.into_iter().map(|(number, _)| number).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
         let others = [libc::SIGUSR1, libc::SIGTSTP, libc::SIGCONT];
-        let fd = SignalFd::new(ends.chain(others)).context(|| "read signals")?;
+        let fd = SignalFd::new(Signals::that_end().chain(others)).context(|| "read signals")?;
         Ok(Signals { fd, control })
+    }
+
+    /// All signals that end the machine.
+    pub fn that_end() -> impl Iterator<Item = i32> {
+        ENDS.into_iter().map(|(number, _)| number).chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
     }
 }
 

@@ -69,6 +69,16 @@ fn set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
     }
 }
 
+/// Whether one of these signals, which are blocked, waits to be read.
+pub fn is_pending(signals: &[i32]) -> bool {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the kernel fills the set, which the calls after it only read.
+    unsafe {
+        libc::sigpending(set.as_mut_ptr()) == 0
+            && signals.iter().any(|&signal| libc::sigismember(set.as_ptr(), signal) == 1)
+    }
+}
+
 fn is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the kernel only writes the present one; zeros are one too.

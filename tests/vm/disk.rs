@@ -281,6 +281,19 @@ fn quit_with_a_stalled_request_ends_when_the_file_goes_on() {
 }
 
 #[test]
+fn direct_disk_works_where_statx_is_forbidden() {
+    let Some(setup) = Setup::guest("mode=blk-check end=acpi") else { return };
+    if !Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success()) {
+        return skipped("strace is not installed");
+    }
+    let calls = setup.folder.path("calls");
+    // As older container run times do.
+    let strace = ["strace", "-f", "-o", calls.to_str().unwrap(), "-e", "inject=statx:error=EPERM"].map(str::to_owned);
+    let setup = setup.disk("vda", SIZE, "direct=on").under(&strace.each_ref().map(String::as_str));
+    setup.start().expect_ok();
+}
+
+#[test]
 fn get_id_tells_the_serial_number_and_without_one_the_id() {
     let Some(setup) = Setup::guest("mode=blk-check end=acpi") else { return };
     let setup = setup.disk("vda", SIZE, "direct=off,serial=SN-0123456789-ABCDEF").disk("vdb", SIZE, "direct=off");

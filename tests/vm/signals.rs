@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::monitor::{Folder, Monitor, PATIENCE, Setup};
 use crate::proc;
 use crate::pty::Pty;
+use crate::stall::Stall;
 
 const MIB: u64 = 1 << 20;
 
@@ -286,4 +287,46 @@ fn thread_that_hangs_does_not_keep_the_machine_from_ending() {
             assert!(name.contains("aio") || log.contains(&format!("thread {name:?} is in \"ptrace_stop\"")), "{log}");
         }
     }
+}
+
+#[test]
+fn job_thread_that_hangs_does_not_keep_the_machine_from_ending() {
+    for end in ["quit", "TERM"] {
+        let Some(setup) = idle("mode=idle") else { return };
+        let Some(stall) = Stall::new(&setup.folder, MIB) else { return };
+        let (mounting, device) = stall.mounting();
+        let mut monitor = setup.under(&mounting).stdin(device).start();
+        let [mut client, mut other] = [(); 2].map(|()| monitor.qmp());
+        stall.stall();
+        let file = json!({"driver": "file", "filename": stall.path()});
+        let asked =
+            json!({"execute": "blockdev-add", "arguments": {"node-name": "slow", "driver": "raw", "file": file}});
+        client.send(&asked.to_string());
+        stall.await_held(1);
+        match end {
+            "quit" => _ = other.call("quit"),
+            _ => monitor.signal(end),
+        }
+        // The host's kernel does not let go of a thread whose request the file's server has taken (state D), so the process
+        // stays for that long; what it does by itself is done.
+        until("the machine does not end", || !monitor.socket().exists() && !monitor.folder.path("pid").exists());
+        stall.release();
+        assert_eq!(monitor.exit_code(), 0, "{end}");
+    }
+}
+
+#[test]
+fn start_that_hangs_is_ended_by_a_signal() {
+    let Some(setup) = idle("mode=idle") else { return };
+    let Some(stall) = Stall::new(&setup.folder, MIB) else { return };
+    let (mounting, device) = stall.mounting();
+    stall.stall();
+    let initrd = stall.path().to_str().unwrap().to_owned();
+    let mut monitor = setup.option("-initrd", &initrd).under(&mounting).stdin(device).start();
+    monitor.log.expect("loopvisor: after 1 s: reading \"");
+    assert!(monitor.folder.path("pid").exists());
+    monitor.signal("TERM");
+    assert_eq!(monitor.exit_code(), 1);
+    assert!(monitor.log.text().contains("ended by a signal while reading"), "{}", monitor.log.text());
+    expect_clean(&monitor);
 }
