@@ -36,7 +36,7 @@ pub enum Command {
 #[derive(FromArgs, ArgsInfo)]
 struct Options {
     /// what query-name answers; at most 255 characters
-    #[argh(option, arg_name = "TEXT")]
+    #[argh(option, arg_name = "[guest=]TEXT[,debug-threads=on|off]")]
     name: Option<String>,
     /// the machine type; dump-guest-core=on and mem-share=off unless given; slots for disks (6) and NICs (2), empty ones for
     /// a later plug
@@ -50,11 +50,11 @@ struct Options {
     /// what runs the guest: the processor, always
     #[argh(option, arg_name = "kvm")]
     accel: Option<String>,
-    /// what a vCPU is: what the host's processor is, always
-    #[argh(option, arg_name = "host")]
+    /// what a vCPU is: what the host's processor is, always; pmu=off hides its performance counters
+    #[argh(option, arg_name = "host[,pmu=on|off]")]
     cpu: Option<String>,
-    /// vCPUs, 1 to 254; default 1
-    #[argh(option, arg_name = "[cpus=]N")]
+    /// vCPUs, 1 to 254; default 1; a topology must have as many, and means nothing else
+    #[argh(option, arg_name = "[cpus=]N[,maxcpus=N][,sockets=N][,dies=N][,clusters=N][,cores=N][,threads=N]")]
     smp: Option<String>,
     /// memory, 16M to 512G; without a unit MiB, or bytes from 1048576 up; default 256M
     #[argh(option, arg_name = "[size=]N[M|G]")]
@@ -266,7 +266,7 @@ fn spec(given: &Options) -> Result<VmSpec> {
         options::accel(text)?;
     }
     if let Some(text) = &given.cpu {
-        options::cpu(text)?;
+        spec.pmu = options::cpu(text)?.unwrap_or(spec.pmu);
     }
     if let Some(text) = &given.smp {
         spec.cpus = options::cpus(text)?;
@@ -404,18 +404,41 @@ fn group(words: &[OsString]) -> Result<Vec<Given<'_>>> {
             continue;
         }
         let flag = flag_of(word).ok_or_else(|| unknown(word))?;
-        let repeatable = flag.optionality == Optionality::Repeating;
-        if !repeatable && given.iter().any(|other| other.flag.long == flag.long) {
-            return Err(Error::usage(format!("{word}: the option is given twice; accepted: once")));
-        }
         given.push(Given { flag, typed: word, words: Vec::new() });
     }
-    Ok(given)
+    once(given)
+}
+
+/// An option that is not repeatable may be given again with the same words.
+fn once(given: Vec<Given<'_>>) -> Result<Vec<Given<'_>>> {
+    let mut kept: Vec<Given<'_>> = Vec::new();
+    for option in given {
+        let repeatable = option.flag.optionality == Optionality::Repeating;
+        match kept.iter().find(|other| !repeatable && other.flag.long == option.flag.long) {
+            None => kept.push(option),
+            Some(before) if before.words == option.words => {}
+            Some(before) => {
+                let sentence = "the option is given twice, and not with the same words; give it once";
+                return Err(Error::usage(format!(
+                    "{}: {sentence} (the first is {})",
+                    option.typed,
+                    before.words.join(" ")
+                )));
+            }
+        }
+    }
+    Ok(kept)
 }
 
 fn unknown(word: &str) -> Error {
-    if let Some((option, value)) = word.split_once('=').filter(|(option, _)| flag_of(option).is_some()) {
-        return Error::usage(format!("{word}: the value is a word of its own; accepted: {option} {value}"));
+    if let Some((option, value)) = word.split_once('=')
+        && let Some(flag) = flag_of(option)
+    {
+        return Error::usage(match (arity(flag).0, value) {
+            (Arity::None, "off" | "no" | "false") => format!("{word}: {option} takes no value; leave it out"),
+            (Arity::None, _) => format!("{word}: {option} takes no value; accepted: {option}"),
+            _ => format!("{word}: the value is a word of its own; accepted: {option} {value}"),
+        });
     }
     let name = word.trim_start_matches('-');
     let names: Vec<String> = flags().iter().flat_map(names).collect();

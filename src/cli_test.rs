@@ -50,7 +50,7 @@ fn nic(id: &str, tap: &str) -> NicSpec {
 
 #[test]
 fn every_option_reaches_its_part_of_the_spec() {
-    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=2,kernel-format=flat,auto-kernel-cmdline=on -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
+    let line = "-name vm1 -machine microvm,dump-guest-core=off,disk-slots=3,nic-slots=2,kernel-format=flat,auto-kernel-cmdline=on -cpu host,pmu=off -smp 4 -m 1G -mem-path m -balloon deflate-on-oom=true -kernel k -initrd i -append a=b=c d \
                 -rng random_file=/dev/hwrng,bytes_per_sec=1000 -object rng-random,id=r,filename=f -device vsock,id=v,guest-cid=3,uds_path=/v \
                 -iothread id=io1 -drive id=vda,file=f,iothread=io1,iops=200,throttling.group=g -netdev id=n0,netdev=t0 -netdev tap,id=x,ifname=t1 \
                 -device virtio-net-device,netdev=x,id=n1 -serial stdio -api-channel unix:/a \
@@ -68,6 +68,7 @@ fn every_option_reaches_its_part_of_the_spec() {
         kernel: "k".into(),
         kernel_format: KernelFormat::Flat,
         kernel_words: Some(true),
+        pmu: false,
         initrd: Some("i".into()),
         append: "a=b=c d".into(),
         drives: vec![DriveSpec {
@@ -222,10 +223,14 @@ fn a_mistake_names_the_option_the_word_and_what_would_be_accepted() {
         ("-kernel a b", "-kernel: \"b\" is one word too many; accepted: -kernel FILE"),
         ("-kernel k -D a b", "-D: \"b\" is one word too many; accepted: -D [FILE]"),
         ("-kernel k -daemonize yes", "-daemonize: \"yes\" is one word too many; accepted: -daemonize"),
-        ("-kernel a --kernel b", "--kernel: the option is given twice; accepted: once"),
-        ("-kernel a -S -freeze", "-freeze: the option is given twice; accepted: once"),
+        (
+            "-kernel a --kernel b",
+            "--kernel: the option is given twice, and not with the same words; give it once (the first is a)",
+        ),
         ("-kernal k", "-kernal: no such option; did you mean -kernel?"),
         ("--kernel=k", "--kernel=k: the value is a word of its own; accepted: --kernel k"),
+        ("-kernel k -daemonize=on", "-daemonize=on: -daemonize takes no value; accepted: -daemonize"),
+        ("-kernel k -S=off", "-S=off: -S takes no value; leave it out"),
     ] {
         assert_eq!(refusal(line), text, "{line}");
     }
@@ -238,6 +243,56 @@ fn a_mistake_names_the_option_the_word_and_what_would_be_accepted() {
         all.contains("accepted: -h -help -name -machine -accel -cpu -smp -m -mem-path -kernel ")
             && all.ends_with(" -V -version")
     );
+}
+
+#[test]
+fn option_given_twice_with_the_same_words_is_accepted() {
+    let once = run("-kernel k -S -append a b");
+    assert_eq!(run("-kernel k -S -freeze --kernel k -append a b -append a b -S"), once);
+}
+
+#[test]
+fn words_of_other_monitors_are_accepted() {
+    let plain = run("-kernel k -smp 4 -name web");
+    for line in [
+        "-kernel k -smp cpus=4,sockets=2,cores=2,threads=1 -name guest=web,debug-threads=on",
+        "-kernel k -smp 4,sockets=1,dies=1,clusters=1,cores=4,threads=1,maxcpus=4 -name web,debug-threads=off",
+        "-kernel k -smp sockets=1,cores=2,threads=2 -name debug-threads=on,guest=web -cpu host,pmu=on",
+        "-kernel k -smp cpus=4,cores=2 -name web",
+    ] {
+        assert_eq!(run(line), plain, "{line}");
+    }
+    assert!(!run("-kernel k -cpu host,pmu=off").pmu);
+    assert_eq!(run("-kernel k -name a,b=c").name, "a,b=c");
+    for (line, text) in [
+        ("-smp 4,cores=3", "-smp 4,cores=3: the topology has not 4 CPUs: 3 do not divide 4; leave the topology out"),
+        (
+            "-smp 4,sockets=1,cores=2,threads=1",
+            "-smp 4,sockets=1,cores=2,threads=1: the topology has 2 CPUs, and there are 4; leave the topology out",
+        ),
+        ("-smp 2,maxcpus=4", "-smp 2,maxcpus=4: CPUs cannot be hot-plugged; accepted: maxcpus=2"),
+        (
+            "-smp maxcpus=2,cores=0",
+            "-smp maxcpus=2,cores=0: \"0\" is no value of \"cores\"; accepted: a number from 1 to 254",
+        ),
+        ("-cpu max", "-cpu max: \"max\" is no value of \"model\"; accepted: host"),
+        ("-cpu host,-avx", "-cpu host,-avx: \"-avx\" is not key=value; accepted keys: model, pmu"),
+        ("-name guest=x,process=y", "-name guest=x,process=y: the process keeps its name; accepted: without process="),
+    ] {
+        let refused = refusal(&format!("-kernel k {line}"));
+        assert_eq!(refused, text);
+    }
+}
+
+#[test]
+fn network_of_another_kind_is_refused_with_the_kind_that_there_is() {
+    for kind in ["user", "bridge,br=br0", "socket,fd=3", "vhost-user", "passt", "type=user", "stream"] {
+        let refused = refusal(&format!("-kernel k -netdev {kind},id=n0"));
+        let word = kind.trim_start_matches("type=").split(',').next().unwrap();
+        let text = format!("-netdev {kind},id=n0: a network of the kind {word:?} is not supported; accepted: a tap");
+        assert!(refused.starts_with(&text), "{refused}");
+        assert!(refused.contains("-netdev tap,id=NAME,ifname=TAP") && refused.contains("ip tuntap add"), "{refused}");
+    }
 }
 
 #[test]
@@ -269,7 +324,7 @@ fn help_has_every_option_with_its_syntax_and_wins_over_mistakes() {
     let help = pages::help();
     for (name, syntax) in [
         ("-h, -help", ""),
-        ("-name", " TEXT"),
+        ("-name", " [guest=]TEXT"),
         ("-drive", " id=NAME,file=FILE[,readonly=on|off]"),
         ("-D, -log", " [FILE]"),
         ("-S, -freeze", ""),

@@ -3,10 +3,10 @@
 //! `error` is for what somebody must act on, `warn` for what somebody may have to, `info` for what an operator asks
 //! about later. What a guest can cause is limited where it is caused. The level is `LOOPVISOR_LOG`'s
 //! (`error`, `warn`, `info`, `debug`, `trace`, `off`), `info` without it; the original's name for it is heard, and env_logger's.
-//! Set up once by the main thread; any thread logs.
+//! Set up once by the main thread; any thread logs, and none waits for the log (`sys::sink`).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use log::LevelFilter;
 use crate::config::spec::{LogSpec, VmSpec};
 use crate::error::{Context, Error, Result};
 use crate::sys::lock::{self, Lock};
+use crate::sys::sink::{self, Sink};
 use crate::sys::{clock, gettid};
 
 /// Directs the log as asked. The level is `RUST_LOG`'s if it is set.
@@ -32,17 +33,19 @@ pub fn start(spec: &LogSpec, level: LevelFilter) -> Result<()> {
     if let Some(level) = level {
         builder.parse_filters(&level);
     }
-    match spec {
-        LogSpec::Stderr => {}
-        LogSpec::Stdout => {
-            builder.target(Target::Stdout);
+    let to: Box<dyn Write + Send> = match spec {
+        LogSpec::Stderr => {
+            sink::open_stderr();
+            Box::new(Stderr)
         }
+        LogSpec::Stdout => Box::new(Sink::stdout().context(|| "standard output")?),
         LogSpec::File(path) => {
-            let file = appending().create(true).open(path).context(|| what(path))?;
+            let file = open(path, OpenOptions::create)?;
             lock(&file, path)?;
-            builder.target(Target::Pipe(Box::new(file)));
+            Box::new(Sink::new(file))
         }
-    }
+    };
+    builder.target(Target::Pipe(to));
     // Refused only where a log was set up before: in a test.
     let _ = builder.try_init();
     Ok(())
@@ -58,7 +61,12 @@ fn lock(file: &File, path: &Path) -> Result<()> {
         return Err(Error::host(format!("-D {}: a block device cannot be the log: name a file", path.display())));
     }
     match kind.is_file() {
-        true => lock::take(file, path, Lock::Shared).context(|| what(path)),
+        true => {
+            let used = lock::used(file, "log").context(|| what(path))?;
+            lock::take(file, path, Lock::Shared).context(|| what(path))?;
+            used.keep();
+            Ok(())
+        }
         false => Ok(()),
     }
 }
@@ -89,20 +97,31 @@ pub fn check_inputs(spec: &VmSpec) -> Result<()> {
 /// As [`start`].
 pub fn check(spec: &LogSpec) -> Result<Option<File>> {
     let LogSpec::File(path) = spec else { return Ok(None) };
-    match appending().create_new(true).open(path) {
-        Ok(_) => fs::remove_file(path).map(|()| None).context(|| what(path)),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let file = appending().open(path).context(|| what(path))?;
-            lock(&file, path).map(|()| Some(file))
-        }
-        Err(error) => Err(error).context(|| what(path)),
+    if path.symlink_metadata().is_err() {
+        open(path, OpenOptions::create_new)?;
+        return fs::remove_file(path).map(|()| None).context(|| what(path));
     }
+    let file = open(path, |options, _| options)?;
+    lock(&file, path).map(|()| Some(file))
 }
 
-fn appending() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.append(true).mode(0o640);
-    options
+/// Opens the log with one option more.
+fn open(path: &Path, option: impl FnOnce(&mut OpenOptions, bool) -> &mut OpenOptions) -> Result<File> {
+    Sink::open(option(OpenOptions::new().mode(0o640), true), path).context(|| what(path))
+}
+
+/// Standard error, as a log.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        sink::stderr_line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn what(path: &Path) -> String {

@@ -17,7 +17,9 @@ use loopvisor::machine::{Machine, Notice, Threads, balloon_suits};
 use loopvisor::memory::{self, Found};
 use loopvisor::pidfile::Pidfile;
 use loopvisor::sys::daemon;
+use loopvisor::sys::deadline::Deadline;
 use loopvisor::sys::progress::Progress;
+use loopvisor::sys::sink;
 use loopvisor::sys::terminal::Terminal;
 use loopvisor::sys::tune;
 
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &Error) -> ExitCode {
-    eprintln!("loopvisor: {error}");
+    sink::stderr_last_line(format!("loopvisor: {error}\n").as_bytes());
     ExitCode::from(error.exit_code())
 }
 
@@ -58,7 +60,7 @@ fn check(spec: &VmSpec) -> Result<()> {
     logging::start(&LogSpec::Stderr, LevelFilter::Warn)?;
     logging::check_inputs(spec)?;
     let _log = logging::check(&spec.log)?;
-    let _pidfile = spec.pidfile.as_deref().map(Pidfile::create).transpose()?;
+    let _pidfile = spec.pidfile.as_deref().map(Pidfile::check).transpose()?;
     let Some(path) = &spec.mem_path else { return Built::new(spec).map(drop) };
     let _found = Found::look(path);
     if spec.mem_share && !spec.balloons.is_empty() {
@@ -124,7 +126,7 @@ impl Built {
         for path in &spec.qmp {
             main.add(Box::new(Listener::bind(path, control.clone())?))?;
         }
-        let progress = Progress::begin();
+        let progress = Progress::begin(Signals::that_end().collect());
         let mut machine = Machine::build(spec, &mut main, notices_sender, serial_sender, &progress)?;
         drop(progress);
         let memory = machine.take_balloon().map(Memory::new).transpose()?;
@@ -163,6 +165,8 @@ impl Running {
         tune::short_slice();
         tune::forget_code();
         let ran = self.main.run();
+        let failed = ran.is_err() || matches!(self.end.get(), Some(End::Failed(_)));
+        let _deadline = Deadline::begin(u8::from(failed));
         // The loop first: a vCPU that waits for a device of it is answered by the device's end.
         drop(self.main);
         drop(self.threads);

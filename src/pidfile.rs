@@ -1,39 +1,92 @@
 //! `-pidfile`: the process's number in a file, for as long as the process is there.
 //!
-//! An existing file is refused, whatever is in it: whoever made it may still be running. Main thread.
+//! The file of a process that has ended is taken over; that of one that runs is refused. Main thread.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process;
 
 use log::warn;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::sys::own_file::OwnFile;
+
+/// Longer than any number, in bytes.
+const MAX_BYTES: u64 = 64;
 
 /// The file, removed when this is dropped.
 #[derive(Debug)]
-pub struct Pidfile(PathBuf);
+pub struct Pidfile {
+    _file: OwnFile,
+}
 
 impl Pidfile {
-    /// Writes the file, mode 0600.
+    /// Writes the file, with mode 0600 if it is new.
     ///
     /// # Errors
-    /// It exists already, or cannot be written.
+    /// It is that of a process that runs, is no pidfile, or cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
-        let name = || format!("-pidfile {}: must not exist yet, and be writable", path.display());
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).context(name)?;
-        let pidfile = Pidfile(path.to_path_buf());
+        let name = || name(path);
+        let mut file = take(path, true)?;
+        // Two that take the same file over at the same time: the lock lets one of them write, and the other read.
+        file.set_len(0).and_then(|()| file.rewind()).context(name)?;
         writeln!(file, "{}", process::id()).context(name)?;
-        Ok(pidfile)
+        Ok(Pidfile { _file: OwnFile::new(path).context(name)? })
+    }
+
+    /// Finds out whether the file could be written. One that does not exist is made, and removed when what is returned is
+    /// dropped.
+    ///
+    /// # Errors
+    /// As [`Pidfile::create`].
+    pub fn check(path: &Path) -> Result<Option<Self>> {
+        if path.symlink_metadata().is_ok() {
+            return take(path, false).map(|_| None);
+        }
+        Pidfile::create(path).map(Some)
     }
 }
 
-impl Drop for Pidfile {
-    fn drop(&mut self) {
-        if let Err(e) = fs::remove_file(&self.0) {
-            warn!("-pidfile {}: remove: {e}", self.0.display());
+fn name(path: &Path) -> String {
+    format!("-pidfile {}", path.display())
+}
+
+/// Opens the file, locked, if no process that runs has it.
+fn take(path: &Path, create: bool) -> Result<File> {
+    let name = || name(path);
+    let refused = |sentence: String| Err(Error::host(format!("{}: {sentence}", name())));
+    // O_NONBLOCK: the open of a FIFO would wait for its other end.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).context(name)?;
+    if !file.metadata().context(name)?.is_file() {
+        return refused("it is not a regular file: name another".into());
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return refused("another process has locked it: name another".into()),
+        Err(TryLockError::Error(error)) => return Err(error).context(name),
+    }
+    let mut text = String::new();
+    (&file).take(MAX_BYTES).read_to_string(&mut text).context(name)?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(file);
+    }
+    let Ok(pid) = text.parse::<u32>() else {
+        return refused("the file has other contents than a process id: remove it, or name another".into());
+    };
+    match fs::read_to_string(format!("/proc/{pid}/comm")) {
+        // In a container each life of the monitor may have the same number.
+        Ok(command) if pid != process::id() => refused(format!(
+            "process {pid} ({}) is running: end it, or name another file; if it is no virtual machine, remove this one",
+            command.trim_end()
+        )),
+        _ => {
+            warn!("{}: process {pid} has ended and has left this file: it is replaced", name());
+            Ok(file)
         }
     }
 }

@@ -185,7 +185,7 @@ mod tests {
             ("path=/c", "key \"id\" is missing; accepted: id=NAME (1 to 255 characters)"),
             ("pty,id=c,path=/c", "\"pty\" is no value of \"backend\"; accepted: socket"),
             ("socket,id=c,path=/c", "the word \"server\" is missing, and connecting to a socket is not supported;"),
-            ("socket,id=c,path=/c,server,wait", "\"wait\" is not key=value; accepted keys:"),
+            ("socket,id=c,path=/c,server,wait", "the value of \"wait\" is missing; accepted: wait=VALUE"),
             ("socket,id=c,path=/c,server=off", "\"off\" is no value of \"server\"; accepted: on"),
             ("socket,id=c,path=/c,server,wait=on", "\"on\" is no value of \"wait\"; accepted: off"),
             ("id=c,pth=/c", "unknown key \"pth\" (did you mean \"path\"?)"),

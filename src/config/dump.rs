@@ -125,6 +125,7 @@ fn machine(spec: &VmSpec) -> Members {
         },
     );
     machine.add_some("auto_kernel_cmdline", spec.kernel_words);
+    machine.add_some("pmu", (!spec.pmu).then_some(false));
     machine
 }
 

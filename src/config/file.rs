@@ -89,7 +89,7 @@ fn keys_and_limits(list: &[(&str, &str, Kind)], spelling: Spelling) -> Vec<Key> 
 }
 
 /// The keys of `machine-config`.
-const MACHINE_CONFIG: [(&str, &str, Kind); 11] = [
+const MACHINE_CONFIG: [(&str, &str, Kind); 12] = [
     ("type", "type", Kind::Text),
     ("vcpu_count", "cpus", Kind::Number),
     ("mem_size", "size", Kind::Size),
@@ -102,6 +102,7 @@ const MACHINE_CONFIG: [(&str, &str, Kind); 11] = [
     ("nic_slots", "nic-slots", Kind::Number),
     ("kernel_format", "kernel-format", Kind::Text),
     ("auto_kernel_cmdline", "auto-kernel-cmdline", Kind::Bool),
+    ("pmu", "pmu", Kind::Bool),
 ];
 
 /// Every top key, and what stands for it. Those of the original come first.

@@ -5,8 +5,9 @@
 //! What keys mean is `file`'s. Main thread, before anything is started.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -14,6 +15,8 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::error::{Context, Error, Result};
+use crate::sys::poll::Patient;
+use crate::sys::sink;
 
 /// The longest file, in bytes. The largest machine is described in a few thousand.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -33,9 +36,14 @@ impl Text {
     pub fn open(path: &Path) -> Result<Text> {
         let name = path.display().to_string();
         let mut bytes = Vec::new();
-        let file = File::open(path).context(|| format!("-config {name}: open it"))?;
+        // A FIFO need not have a writer yet: it is waited for below, and not without a word.
+        let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).to_owned();
+        let file = options.open(path).context(|| format!("-config {name}: open it"))?;
+        let told =
+            || format!("loopvisor: -config {name}: still waiting for a process that writes to it and closes it\n");
+        let patient = Patient::new(&file, || sink::stderr_line(told().as_bytes()));
         let most = MAX_FILE_BYTES as u64 + 1;
-        file.take(most).read_to_end(&mut bytes).context(|| format!("-config {name}: read it"))?;
+        patient.take(most).read_to_end(&mut bytes).context(|| format!("-config {name}: read it"))?;
         Text::new(name, bytes)
     }
 

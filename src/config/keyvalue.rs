@@ -29,6 +29,9 @@ pub struct KeyValues<'a> {
     pairs: Vec<(&'a str, &'a str)>,
 }
 
+/// What to do about a comma that is part of a value.
+const NO_COMMA: &str = " (a comma ends a value; one with a comma can be written in a file for -config)";
+
 /// An option, and the text behind it.
 #[derive(Debug)]
 struct Typed<'a> {
@@ -47,7 +50,7 @@ impl<'a> KeyValues<'a> {
     ///
     /// `keys` are all the keys the option has. `bare` says what an item without `=` stands for: it gets the item's
     /// place (from 0) and the item, and `None` refuses it. An empty item, key or value, an unknown key and a key given
-    /// twice are errors. Keys may come in families, `family.member`, whose members stand together in `keys`.
+    /// twice with different values are errors. Keys may come in families, `family.member`, whose members stand together in `keys`.
     pub fn read(
         option: &'a str,
         text: &'a str,
@@ -57,11 +60,19 @@ impl<'a> KeyValues<'a> {
         let mut read = KeyValues { origin: Box::new(Typed { option, text }), pairs: Vec::new() };
         for (place, item) in text.split(',').enumerate() {
             if item.is_empty() {
-                return Err(read.mistake("nothing stands before, after or between the commas; accepted: key=value"));
+                return Err(read.mistake(format!(
+                    "nothing stands before, after or between the commas{NO_COMMA}; accepted: key=value"
+                )));
             }
             let Some((key, value)) = item.split_once('=').or_else(|| bare(place, item)) else {
+                // Some monitors take a key alone for `key=on`.
+                if keys.contains(&item) {
+                    return Err(read.mistake(format!("the value of {item:?} is missing; accepted: {item}=VALUE")));
+                }
+                let path = read.pairs.last().is_some_and(|(_, value)| value.contains('/'));
+                let comma = if path { NO_COMMA } else { "" };
                 let accepted = keys_for(item, keys);
-                return Err(read.mistake(format!("{item:?} is not key=value; accepted keys: {accepted}")));
+                return Err(read.mistake(format!("{item:?} is not key=value{comma}; accepted keys: {accepted}")));
             };
             if !keys.contains(&key) {
                 let accepted = keys_for(key, keys);
@@ -71,10 +82,14 @@ impl<'a> KeyValues<'a> {
             if value.is_empty() {
                 return Err(read.mistake(format!("the value of {key:?} is missing; accepted: {key}=value")));
             }
-            if read.raw(key).is_some() {
-                return Err(read.mistake(format!("key {key:?} is given twice; accepted: once")));
+            match read.raw(key) {
+                None => read.pairs.push((key, value)),
+                Some(before) if before == value => {}
+                Some(before) => {
+                    return Err(read
+                        .mistake(format!("key {key:?} is given twice, as {before:?} and as {value:?}; give it once")));
+                }
             }
-            read.pairs.push((key, value));
         }
         Ok(read)
     }
@@ -211,7 +226,21 @@ mod tests {
     fn an_item_without_equals_sign_stands_for_what_the_option_says_or_is_refused() {
         assert_eq!(read("a,file=b").unwrap().require("id", "ID", Some).unwrap(), "a");
         assert_eq!(refusal("id=a,b"), "-drive id=a,b: \"b\" is not key=value; accepted keys: id, file, readonly");
-        assert!(refusal("a,id=b").contains("key \"id\" is given twice"));
+        let path = refusal("id=a,file=/a,b");
+        assert!(
+            path.contains("\"b\" is not key=value (a comma ends a value; one with a comma can be written in a"),
+            "{path}"
+        );
+        assert!(refusal("a,id=b").contains("key \"id\" is given twice, as \"a\" and as \"b\"; give it once"));
+        assert_eq!(
+            refusal("a,readonly"),
+            "-drive a,readonly: the value of \"readonly\" is missing; accepted: readonly=VALUE"
+        );
+    }
+
+    #[test]
+    fn key_given_twice_with_the_same_value_is_accepted() {
+        assert_eq!(read("id=a,file=b,id=a").unwrap().get("id", "", Some).unwrap(), Some("a"));
     }
 
     #[test]
@@ -240,7 +269,7 @@ mod tests {
         assert!(refusal("a=1").ends_with("accepted keys: id, a.KEY, b.KEY"));
         assert!(refusal("c.x=1").ends_with("accepted keys: id, a.KEY, b.KEY"));
         assert!(refusal("a.q=1").ends_with("accepted keys: a.x, a.y"));
-        assert_eq!(refusal("b.z"), "-o b.z: \"b.z\" is not key=value; accepted keys: b.z");
+        assert_eq!(refusal("b.q"), "-o b.q: \"b.q\" is not key=value; accepted keys: b.z");
     }
 
     #[test]

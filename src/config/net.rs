@@ -7,7 +7,7 @@
 use super::keyvalue::{KeyValues, decimal};
 use super::options::{limit_keys, limits, short_text};
 use super::spec::VmSpec;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::qos::{Limits, Spelling};
 
 /// The most pairs of queues of one NIC.
@@ -17,6 +17,23 @@ pub const MAX_TAP_BYTES: usize = 15;
 /// Descriptors of a queue unless something else is asked for.
 pub const QUEUE_SIZE: u16 = 256;
 const MAX_QUEUE_SIZE: u16 = 4096;
+/// What QEMU's `-netdev` has beside taps.
+const OTHER_KINDS: [&str; 14] = [
+    "af-xdp",
+    "bridge",
+    "dgram",
+    "hubport",
+    "l2tpv3",
+    "netmap",
+    "passt",
+    "socket",
+    "stream",
+    "user",
+    "vde",
+    "vhost-user",
+    "vhost-vdpa",
+    "vmnet-shared",
+];
 const THROTTLING: Spelling = Spelling::NicCommandLine;
 
 /// The address of a NIC (MAC, EUI-48).
@@ -101,6 +118,14 @@ pub struct NetdevSpec {
 /// # Errors
 /// A mistake of the user's, by its key.
 pub fn netdev(text: &str, spec: &mut VmSpec) -> Result<()> {
+    let first = text.split(',').next().unwrap_or_default();
+    let kind = first.strip_prefix("type=").unwrap_or(first);
+    if OTHER_KINDS.contains(&kind) {
+        return Err(Error::usage(format!(
+            "-netdev {text}: a network of the kind {kind:?} is not supported; accepted: a tap, which `ip tuntap add dev TAP mode \
+             tap` makes: -netdev tap,id=NAME,ifname=TAP with -device virtio-net-device,netdev=NAME"
+        )));
+    }
     let throttling = limit_keys(THROTTLING);
     let throttling = throttling.iter().map(String::as_str);
     let split = text.split(',').next().is_some_and(|word| word == "tap" || word.starts_with("type="));

@@ -168,7 +168,7 @@ fn limits_are_in_bytes_and_packets_of_each_way() {
 fn an_unknown_key_and_an_unknown_backend_are_refused() {
     assert!(refusal("id=a,netdev=t,ifname=u").contains("unknown key \"ifname\""));
     assert!(refusal("tap,id=a,ifname=t,netdev=u").contains("unknown key \"netdev\""));
-    assert!(refusal("type=user,id=a,ifname=t").contains("\"user\" is no value of \"type\"; accepted: tap"));
-    assert!(refusal("user,id=a").contains("unknown key \"type\""));
+    assert!(refusal("type=user,id=a,ifname=t").contains("of the kind \"user\" is not supported; accepted: a tap"));
+    assert!(refusal("type=x,id=a,ifname=t").contains("\"x\" is no value of \"type\"; accepted: tap"));
     assert!(refusal("netdev=t").contains("key \"id\" is missing"));
 }

@@ -18,8 +18,25 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// `-name TEXT`.
+/// `-name TEXT`, or `-name [guest=]TEXT[,debug-threads=on|off]` as for QEMU.
 pub fn name(text: &str) -> Result<String> {
+    let keys = ["guest", "debug-threads", "process"];
+    let is_key = |item: &str| item.split_once('=').is_some_and(|(key, _)| keys.contains(&key));
+    if !text.split(',').enumerate().all(|(place, item)| place == 0 && !text.starts_with('=') || is_key(item))
+        || !text.split(',').any(is_key)
+    {
+        return plain_name(text);
+    }
+    let pairs = KeyValues::read("-name", text, &keys, |place, item| (place == 0).then_some(("guest", item)))?;
+    // Each thread has its name anyway.
+    pairs.get_bool("debug-threads")?;
+    if pairs.get("process", "", Some)?.is_some() {
+        return Err(pairs.mistake("the process keeps its name; accepted: without process="));
+    }
+    plain_name(pairs.require("guest", "NAME", Some)?)
+}
+
+fn plain_name(text: &str) -> Result<String> {
     short_text(text).ok_or_else(|| {
         let length = text.chars().count();
         Error::usage(format!("-name: the name has {length} characters; accepted: 1 to {MAX_NAME_CHARS}"))
@@ -77,21 +94,51 @@ pub(super) fn machine_of(pairs: &KeyValues<'_>, spec: &mut VmSpec) -> Result<()>
         _ => None,
     })?;
     spec.kernel_format = format.unwrap_or(spec.kernel_format);
+    // Of the file; on the command line it is a key of -cpu.
+    spec.pmu = pairs.get_bool("pmu")?.unwrap_or(spec.pmu);
     Ok(())
 }
 
-/// `-smp [cpus=]N`.
+/// What a topology consists of, from the outside.
+const TOPOLOGY: [&str; 5] = ["sockets", "dies", "clusters", "cores", "threads"];
+
+/// `-smp [cpus=]N[,maxcpus=N][,sockets=N][,dies=N][,clusters=N][,cores=N][,threads=N]`. A topology is only counted: the guest
+/// has one socket with a core for each vCPU.
 pub fn cpus(text: &str) -> Result<u8> {
-    let pairs = KeyValues::read("-smp", text, &["cpus"], |place, item| (place == 0).then_some(("cpus", item)))?;
-    cpus_of(&pairs)?.ok_or_else(|| pairs.missing("cpus", &pairs.pair("cpus", "N")))
+    let keys: Vec<&str> = ["cpus", "maxcpus"].into_iter().chain(TOPOLOGY).collect();
+    let pairs = KeyValues::read("-smp", text, &keys, |place, item| (place == 0).then_some(("cpus", item)))?;
+    let (cpus, most) = (count_of(&pairs, "cpus")?, count_of(&pairs, "maxcpus")?);
+    let parts = TOPOLOGY.iter().map(|key| count_of(&pairs, key)).collect::<Result<Vec<_>>>()?;
+    let product = parts.iter().flatten().map(|part| u64::from(*part)).product::<u64>();
+    let counted = u8::try_from(product).ok().filter(|_| parts.iter().any(Option::is_some));
+    let Some(cpus) = cpus.or(most).or(counted) else { return Err(pairs.missing("cpus", &pairs.pair("cpus", "N"))) };
+    if most.is_some_and(|most| most != cpus) {
+        return Err(pairs.mistake(format!("CPUs cannot be hot-plugged; accepted: maxcpus={cpus}")));
+    }
+    // Sockets, cores and threads are what every topology has; one that is left out is as large as it must be.
+    let is_whole = [0, 3, 4].iter().all(|&part| parts[part].is_some());
+    if is_whole && product != u64::from(cpus) {
+        let sentence = format!("the topology has {product} CPUs, and there are {cpus}; leave the topology out");
+        return Err(pairs.mistake(sentence));
+    }
+    if !u64::from(cpus).is_multiple_of(product) {
+        let sentence =
+            format!("the topology has not {cpus} CPUs: {product} do not divide {cpus}; leave the topology out");
+        return Err(pairs.mistake(sentence));
+    }
+    Ok(cpus)
+}
+
+fn count_of(pairs: &KeyValues<'_>, key: &str) -> Result<Option<u8>> {
+    pairs.get(key, &format!("a number from 1 to {MAX_CPUS}"), |count| {
+        let count = u8::try_from(decimal(count)?).ok()?;
+        (1..=MAX_CPUS).contains(&count).then_some(count)
+    })
 }
 
 /// The vCPUs.
 pub(super) fn cpus_of(pairs: &KeyValues<'_>) -> Result<Option<u8>> {
-    pairs.get("cpus", &format!("a number from 1 to {MAX_CPUS}"), |count| {
-        let count = u8::try_from(decimal(count)?).ok()?;
-        (1..=MAX_CPUS).contains(&count).then_some(count)
-    })
+    count_of(pairs, "cpus")
 }
 
 /// `-m [size=]N[m|M|MiB|g|G|GiB]`, in bytes.
@@ -126,12 +173,12 @@ pub fn accel(text: &str) -> Result<()> {
     }
 }
 
-/// `-cpu host`.
-pub fn cpu(text: &str) -> Result<()> {
-    match text {
-        "host" => Ok(()),
-        _ => Err(Error::usage(format!("-cpu {text}: a vCPU is what the host's processor is; accepted: host"))),
-    }
+/// `-cpu host[,pmu=on|off]`: whether the guest has performance counters.
+pub fn cpu(text: &str) -> Result<Option<bool>> {
+    let pairs =
+        KeyValues::read("-cpu", text, &["model", "pmu"], |place, item| (place == 0).then_some(("model", item)))?;
+    pairs.require("model", "host", |model| (model == "host").then_some(()))?;
+    pairs.get_bool("pmu")
 }
 
 /// `-mon chardev=NAME[,id=NAME][,mode=control]`: QMP on the socket of that `-chardev`, which is no console's then.

@@ -34,7 +34,7 @@ fn vcpus_are_1_to_254() {
         let refused = refusal(cpus(text));
         assert!(refused.contains(text) && refused.ends_with("accepted: a number from 1 to 254"), "{refused}");
     }
-    assert!(refusal(cpus("4,maxcpus=8")).ends_with("unknown key \"maxcpus\"; accepted keys: cpus"));
+    assert!(refusal(cpus("4,maxcpus=8")).ends_with("CPUs cannot be hot-plugged; accepted: maxcpus=4"));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_management_socket_is_a_unix_socket_that_the_monitor_listens_on() {
         assert!(refusal(qmp(text)).contains("accepted: unix:PATH,server,nowait"));
         assert!(refusal(api_channel(text)).starts_with(&format!("-api-channel {text}: ")));
     }
-    for words in ["server,wait", "server=off", "server,wait=on", "server,server", "server,", "reconnect=1"] {
+    for words in ["server,wait", "server=off", "server,wait=on", "server,server=off", "server,", "reconnect=1"] {
         refusal(qmp(&format!("unix:/s,{words}")));
     }
 }
@@ -205,7 +205,8 @@ fn rule_d2_3_iops_are_0_to_1000000_and_0_is_no_limit() {
             assert_eq!(refused, format!("{wrong:?} is no value of {key:?}; accepted: a number from 0 to 1000000"));
         }
         assert!(refused_limits(&format!("{key}=")).ends_with(&format!("is missing; accepted: {key}=value")));
-        assert_eq!(refused_limits(&format!("{key}=1,{key}=1")), format!("key {key:?} is given twice; accepted: once"));
+        let twice = format!("key {key:?} is given twice, as \"1\" and as \"2\"; give it once");
+        assert_eq!(refused_limits(&format!("{key}=1,{key}=2")), twice);
     }
 }
 
@@ -411,7 +412,7 @@ fn an_unknown_key_is_answered_with_the_keys_of_its_family() {
     let refused = refused_limits("throttling.iops-totl=1");
     assert!(refused.contains("did you mean \"throttling.iops-total\"?"), "{refused}");
     assert!(refused.ends_with(&format!("accepted keys: {}", throttling_keys().join(", "))), "{refused}");
-    assert!(refused_limits("throttling.group").ends_with(&throttling_keys().join(", ")));
+    assert!(refused_limits("throttling.q").ends_with(&throttling_keys().join(", ")));
 }
 
 #[test]

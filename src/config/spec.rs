@@ -66,6 +66,8 @@ pub struct VmSpec {
     /// `-machine auto-kernel-cmdline=`: whether the kernel's command line names the virtio devices; if nothing is said, where
     /// the kernel may need it (`machine::boot`).
     pub kernel_words: Option<bool>,
+    /// `-cpu host,pmu=`: whether the guest has the host's performance counters, as far as KVM can show them.
+    pub pmu: bool,
     /// `-initrd`.
     pub initrd: Option<PathBuf>,
     /// `-append`: the words as given, joined by blanks; the monitor adds its own (`machine::boot::command_line`).
@@ -123,6 +125,7 @@ impl VmSpec {
             kernel: kernel.into(),
             kernel_format: KernelFormat::Auto,
             kernel_words: None,
+            pmu: true,
             initrd: None,
             append: String::new(),
             drives: Vec::new(),

@@ -1,8 +1,9 @@
 //! The terminal: what is typed goes to the guest's serial port, what the port could not write at once goes out here.
 //!
 //! A handler of the main loop. Keys are passed on as the port has room for them and read little faster, so that pasting
-//! a file loses nothing, and a guest that reads nothing does not keep the escape from being seen. On a terminal `Ctrl-a x` ends the monitor and `Ctrl-a Ctrl-a` types one Ctrl-a. The port itself
-//! is `devices::serial`'s.
+//! a file loses nothing, and a guest that reads nothing does not keep the escape from being seen. On a terminal `Ctrl-a x`
+//! ends the monitor and `Ctrl-a Ctrl-a` types one Ctrl-a. The machine runs in the background too, where no key is its own. The
+//! port itself is `devices::serial`'s.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -13,11 +14,12 @@ use crate::devices::serial::{Serial, SerialEvent};
 use crate::error::{Context, Result};
 use crate::event::{Cx, Event, Flow, Handler, Interest, Key, Receiver, Sender};
 use crate::qmp::event::ShutdownCause;
-use crate::sys::stdio;
+use crate::sys::{stdio, terminal};
 
 const INPUT: u32 = 0;
 const OUTPUT: u32 = 1;
 const PORT: u32 = 2;
+const AWAY: u32 = 3;
 /// Bytes read at once.
 const READ_BYTES: usize = 256;
 /// Bytes typed ahead of the guest.
@@ -35,6 +37,8 @@ pub struct Console {
     /// What was typed and has not reached the guest.
     typed: Vec<u8>,
     input_watch: Option<Key>,
+    /// The watch on a terminal that is another job's: an edge for each key.
+    away: Option<Key>,
     output_watch: Option<Key>,
     /// Input that epoll does not take, a file: always readable.
     always_readable: bool,
@@ -71,6 +75,7 @@ impl Console {
             escape: if terminal { Escape::Plain } else { Escape::Off },
             typed: Vec::with_capacity(READ_BYTES),
             input_watch: None,
+            away: None,
             output_watch: None,
             always_readable: false,
         })
@@ -130,6 +135,26 @@ impl Console {
         self.input_watch.map_or(Ok(()), |watch| cx.set_interest(watch, interest))
     }
 
+    /// Whether the input may be read: to read a terminal that is another job's would stop the process.
+    fn is_ours(&self) -> bool {
+        // A terminal that is gone is read to its end.
+        self.escape == Escape::Off || terminal::claim().unwrap_or(true)
+    }
+
+    /// Watches the input; a terminal of another job only for keys, each of which may be the first after `fg`.
+    fn watch_input(&mut self, cx: &mut Cx<'_>) -> Result<()> {
+        if let Some(watch) = self.away.take().or(self.input_watch.take()) {
+            cx.unwatch(watch);
+        }
+        if self.is_ours() {
+            self.input_watch = Some(cx.watch(&self.input, Interest::READ, INPUT)?);
+        } else {
+            let keys = self.input.try_clone().context(|| "-serial stdio: duplicate standard input")?;
+            self.away = Some(cx.own(Box::new(keys), AWAY)?);
+        }
+        Ok(())
+    }
+
     fn flush(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         let done = self.serial().flush();
         match (done, self.output_watch) {
@@ -151,20 +176,19 @@ impl Handler for Console {
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         cx.listen(&self.events, PORT);
-        match cx.watch(&self.input, Interest::READ, INPUT) {
-            Ok(watch) => self.input_watch = Some(watch),
-            // EPERM: a file, or /dev/null. What it holds goes to the guest as it takes it.
-            Err(_) => {
-                self.always_readable = true;
-                self.always_readable = self.read();
-                self.pass_on();
-            }
+        // EPERM: a file, or /dev/null. What it holds goes to the guest as it takes it.
+        if self.watch_input(cx).is_err() {
+            self.always_readable = true;
+            self.always_readable = self.read();
+            self.pass_on();
         }
         Ok(())
     }
 
     fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
         match event.tag {
+            AWAY => self.watch_input(cx)?,
+            INPUT if !self.is_ours() => self.watch_input(cx)?,
             INPUT => {
                 if !self.read()
                     && let Some(watch) = self.input_watch.take()

@@ -497,7 +497,7 @@ fn choose(kind: &str, asked: &DeviceAdd, by_lun: Option<usize>, slots: &[Occupan
             "none, for the machine was started without; start it with -machine microvm,{}-slots=N",
             kind.to_lowercase()
         ),
-        (count, true) => format!("after device_del of one of the {count} {kind}s (rule D3.4)"),
+        (count, true) => format!("none of the {count}, which all are in use; use device_del first (rule D3.4)"),
         _ => format!("one that is free: {}", free.join(", ")),
     };
     let refuse = |what: String| Err(Error::usage(format!("{what}; accepted: {accepted}")));
@@ -516,7 +516,13 @@ fn choose(kind: &str, asked: &DeviceAdd, by_lun: Option<usize>, slots: &[Occupan
         }
         (Some(slot), _) | (None, Some(slot)) => slot,
         (None, None) => match slots.iter().position(is_free) {
-            None => return refuse(format!("No {kind} slot is free")),
+            None if slots.is_empty() => return refuse(format!("No {kind} slot is free")),
+            None => {
+                let count = slots.len();
+                return Err(Error::usage(format!(
+                    "All {count} {kind} slots are in use; use device_del first (rule D3.4)"
+                )));
+            }
             Some(slot) => slot,
         },
     };

@@ -95,9 +95,9 @@ impl Reset {
     }
 
     /// It is over, or will never be: whoever asked is told.
-    pub fn answer(&mut self) {
+    pub fn answer(&mut self, result: Result<()>) {
         if let Some(done) = self.answer.take() {
-            done.end(Ok(json!({})));
+            done.end(result.map(|()| json!({})));
         }
     }
 }

@@ -333,7 +333,7 @@ impl Control {
                 }
                 // Already so, or at its end: nothing to do and nothing to tell.
                 (Change::Stop(done) | Change::Cont(done), _) => done.end(Ok(json!({}))),
-                (Change::Reset(mut reset), _) => reset.answer(),
+                (Change::Reset(mut reset), _) => reset.answer(self.failure()),
             }
         }
     }
@@ -428,7 +428,7 @@ impl Control {
         let Some(mut reset) = self.reset.take_if(|reset| reset.vcpu_done(&self.inventory)) else { return };
         self.state = if runs { State::Running } else { State::Prelaunch };
         self.tell(&Event::Reset(ResetData { guest: reset.cause.is_guests(), reason: reset.cause }));
-        reset.answer();
+        reset.answer(Ok(()));
         if runs {
             self.resume();
         }
@@ -460,14 +460,22 @@ impl Control {
         }
         self.tell(&Event::Shutdown(Shutdown { guest: cause.is_guests(), reason: cause }));
         if let Some(done) = self.stopping.take() {
-            done.end(Ok(json!({})));
+            done.end(self.failure().map(|()| json!({})));
         }
         if let Some(mut reset) = self.reset.take() {
-            reset.answer();
+            reset.answer(self.failure());
         }
         self.next_change();
         // Told a turn later, behind what the sessions are told: so they write it first.
         let _ = self.leave.0.send(());
+    }
+
+    /// Why the machine has failed, for commands that it did not come to.
+    fn failure(&self) -> Result<()> {
+        match self.end.get() {
+            Some(End::Failed(why)) => Err(Error::host(format!("the virtual machine has failed: {why}"))),
+            _ => Ok(()),
+        }
     }
 
     fn io_failure(&mut self, drive: String, failure: &IoFailure) {

@@ -1,16 +1,35 @@
-//! What the host's users send to the process: SIGTERM, SIGINT and SIGHUP end the machine in good order, SIGUSR1 writes
-//! to the log where everything stands.
+//! What the host's users send to the process. SIGUSR1 writes to the log where everything stands; SIGTSTP and SIGCONT are the
+//! shell's `^Z` and `fg`; every other signal that would end the process ends the machine in good order.
 //!
-//! A handler of the main loop. The signals are blocked in every thread (`sys::signalfd`).
+//! Not among them: those of a fault in the program, those of which a write tells by an error (SIGPIPE, SIGXFSZ), and SIGUSR2,
+//! by which a vCPU is called. A signal that was ignored when the program was started, as by `nohup`, stays ignored. A handler
+//! of the main loop. The signals are blocked in every thread (`sys::signalfd`).
+
+use std::fs;
+
+use log::info;
 
 use super::run::Message;
 use crate::error::{Context, Result};
 use crate::event::{Cx, Event, Flow, Handler, Interest, Sender};
 use crate::qmp::event::ShutdownCause;
-use crate::sys::signalfd::SignalFd;
+use crate::sys::signalfd::{self, Signal, SignalFd};
+use crate::sys::terminal;
 
-/// The signals that are read here.
-const SIGNALS: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+/// The signals that end the machine, but for the real-time ones, which have no names.
+const ENDS: [(i32, &str); 11] = [
+    (libc::SIGTERM, "SIGTERM"),
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGHUP, "SIGHUP"),
+    (libc::SIGQUIT, "SIGQUIT"),
+    (libc::SIGALRM, "SIGALRM"),
+    (libc::SIGVTALRM, "SIGVTALRM"),
+    (libc::SIGPROF, "SIGPROF"),
+    (libc::SIGXCPU, "SIGXCPU"),
+    (libc::SIGIO, "SIGIO"),
+    (libc::SIGPWR, "SIGPWR"),
+    (libc::SIGSTKFLT, "SIGSTKFLT"),
+];
 
 /// The process's signals.
 pub struct Signals {
@@ -24,8 +43,25 @@ impl Signals {
     /// # Errors
     /// EMFILE and the like from signalfd(2).
     pub fn new(control: Sender<Message>) -> Result<Self> {
-        let fd = SignalFd::new(&SIGNALS).context(|| "read signals")?;
+        let others = [libc::SIGUSR1, libc::SIGTSTP, libc::SIGCONT];
+        let fd = SignalFd::new(Signals::that_end().chain(others)).context(|| "read signals")?;
         Ok(Signals { fd, control })
+    }
+
+    /// All signals that end the machine.
+    pub fn that_end() -> impl Iterator<Item = i32> {
+        ENDS.into_iter().map(|(number, _)| number).chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+    }
+}
+
+/// Who has sent it, as a log line.
+fn told(signal: Signal) -> String {
+    let name = ENDS.into_iter().find(|(number, _)| *number == signal.number).map(|(_, name)| name.to_owned());
+    let name = name.unwrap_or_else(|| format!("signal {}", signal.number));
+    match (signal.sender, fs::read_to_string(format!("/proc/{}/comm", signal.sender))) {
+        (0, _) => format!("{name} from the kernel, or from outside this container"),
+        (sender, Ok(command)) => format!("{name} from process {sender} ({})", command.trim_end()),
+        (sender, Err(_)) => format!("{name} from process {sender}, which has ended"),
     }
 }
 
@@ -41,7 +77,23 @@ impl Handler for Signals {
 
     fn ready(&mut self, _event: Event, _cx: &mut Cx<'_>) -> Result<Flow> {
         let Some(signal) = self.fd.read() else { return Ok(Flow::Idle) };
-        let message = if signal == libc::SIGUSR1 { Message::Dump } else { Message::End(ShutdownCause::HostSignal) };
+        let message = match signal.number {
+            libc::SIGTSTP => {
+                terminal::restore();
+                signalfd::stop_process();
+                terminal::again();
+                return Ok(Flow::Done);
+            }
+            libc::SIGCONT => {
+                terminal::again();
+                return Ok(Flow::Done);
+            }
+            libc::SIGUSR1 => Message::Dump,
+            _ => {
+                info!("{}", told(signal));
+                Message::End(ShutdownCause::HostSignal)
+            }
+        };
         // Control lives as long as the loop.
         let _ = self.control.send(message);
         Ok(Flow::Done)

@@ -138,6 +138,8 @@ pub struct Net {
     plugged: bool,
     /// What the driver was told of the link.
     link: bool,
+    /// The host has set the tap's interface down, as far as the last packet tells.
+    down: bool,
     bucket: Bucket,
     timer: Option<Key>,
     armed_ns: Option<u64>,
@@ -186,6 +188,7 @@ impl Net {
             running: false,
             plugged: true,
             link,
+            down: false,
             bucket,
             timer: None,
             armed_ns: None,
@@ -323,6 +326,7 @@ impl Net {
             (pair.full, pair.limited_ns) = (false, None);
         }
         self.counters.tap.store(false, Relaxed);
+        self.down = false;
         self.pairs.iter_mut().filter_map(|pair| pair.tap.take()).collect()
     }
 
@@ -370,7 +374,24 @@ impl Net {
             return Verdict::Used(0);
         };
         match pair.transmit.send(chain, tap, &mut self.bucket, &self.counters.transmit, now_ns) {
-            Sent::Done => Verdict::Used(0),
+            Sent::Done => {
+                if self.down {
+                    self.down = false;
+                    info!("netdev \"{}\": the interface of its tap is up again", self.setup.id);
+                }
+                Verdict::Used(0)
+            }
+            Sent::Down => {
+                if !self.down {
+                    self.down = true;
+                    warn!(
+                        "netdev \"{}\": the interface of its tap is down, and what the guest sends is dropped: set it up with \
+                         `ip link set up`",
+                        self.setup.id
+                    );
+                }
+                Verdict::Used(0)
+            }
             Sent::Bad(why) | Sent::Lost(why) => {
                 self.log.warn(now_ns, &self.setup.id, &why);
                 Verdict::Used(0)

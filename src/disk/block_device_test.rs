@@ -191,7 +191,10 @@ fn read_only_block_device_is_refused_for_writing() {
     let Some(device) = Loop::new(&["-r"]) else { return };
     let writer = DriveSpec::new("vda", &device.device);
     let text = refusal(&writer);
-    assert!(text.contains("is a read-only block device: use readonly=on"), "{text}");
+    assert!(
+        text.contains("is a read-only block device: make it writable (blockdev --setrw), or use readonly=on"),
+        "{text}"
+    );
     Disk::open(&DriveSpec { access: Access::ReadOnly, ..writer }, ram()).unwrap();
 }
 
@@ -218,7 +221,7 @@ fn block_device_of_a_writer_is_refused_under_every_name() {
     let writer = DriveSpec::new("vda", &device.device);
     let _first = Disk::open(&writer, ram()).unwrap();
     let text = refusal(&writer);
-    assert!(text.contains("is in use by this VM, as another drive"), "{text}");
+    assert!(text.contains("is in use by this VM, as its drive \"vda\", which writes it"), "{text}");
     let node = Path::new("/dev").join(format!("loopvisor-node-{}", std::process::id()));
     let number = std::fs::metadata(&device.device).unwrap().rdev();
     let [major, minor] = [libc::major(number), libc::minor(number)].map(|number| number.to_string());

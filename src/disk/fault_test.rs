@@ -27,6 +27,13 @@ fn only_a_regular_file_or_block_device_of_a_sector_or_more_is_a_disk() {
         assert!(text.starts_with("drive \"vda\": "), "{text}");
     }
     std::fs::remove_file(&fifo).unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(&fifo).unwrap();
+    assert!(refusal(&spec(&fifo)).contains("is a socket, and neither a regular file nor a block device"));
+    drop(socket);
+    std::fs::remove_file(&fifo).unwrap();
+    let read_only = DriveSpec { access: Access::ReadOnly, ..spec("/proc/version".as_ref()) };
+    let text = refusal(&read_only);
+    assert!(text.contains("\"/proc/version\" has no size, as files have that the kernel makes"), "{text}");
     assert!(refusal(&spec(&fifo)).contains("No such file"));
     assert!(!fifo.exists(), "a missing file is not created");
     let tiny = TestFile::new(true, &[0; 511]);
@@ -39,7 +46,7 @@ fn one_machine_writes_or_many_read() {
     let reader = DriveSpec { access: Access::ReadOnly, ..spec(&file.0) };
     let first = Disk::open(&reader, ram()).unwrap();
     let second = Disk::open(&reader, ram()).unwrap();
-    assert!(refusal(&spec(&file.0)).contains("is in use by this VM, as another drive"));
+    assert!(refusal(&spec(&file.0)).contains("is in use by this VM, as its drive \"vda\", which reads it"));
     drop((first, second));
     let writer = Disk::open(&spec(&file.0), ram()).unwrap();
     assert!(refusal(&reader).contains("is in use by"));

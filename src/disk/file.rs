@@ -4,7 +4,7 @@
 //! main thread at open; afterwards the open file is read by the disk's thread and its helpers.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,7 +20,7 @@ use crate::config::spec::{Access, Cache, DriveSpec, MAX_PHYSICAL_BLOCK};
 use crate::error::{Context, Error, Result};
 use crate::sys::block_device::{self, Geometry};
 use crate::sys::io::{self as sys_io, IoVec, Wait};
-use crate::sys::lock::{self, Lock};
+use crate::sys::lock::{self, Lock, Used};
 
 /// How long a block device may be busy before it is refused.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -36,6 +36,7 @@ pub(super) struct DiskFile {
     file: File,
     /// The first open of the same file, if `file` is a second one: through the page cache. It holds the lock.
     first: Option<File>,
+    _used: Used,
     direct: bool,
     /// A block device, which takes a discard by ioctl(2) only.
     pub(super) is_block_device: bool,
@@ -81,10 +82,34 @@ fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) && flags & libc::O_DIRECT != 0 => {
             return Err(no_direct(spec).because(error));
         }
-        other => other.context(|| format!("open {:?}", spec.file))?,
+        Err(error) => return Err(not_opened(spec, error)),
+        Ok(file) => file,
     };
     sys_io::set_blocking(file.as_fd()).context(|| format!("{:?}", spec.file))?;
     Ok(file)
+}
+
+/// How a drive is only read, wherever it is asked for.
+const READ_ONLY: &str = "use readonly=on (\"read_only\": true in a file for -config, \"read-only\": true in QMP)";
+
+/// The refusal of a file that the host does not open.
+fn not_opened(spec: &DriveSpec, error: io::Error) -> Error {
+    let is_socket = || spec.file.metadata().is_ok_and(|facts| facts.file_type().is_socket());
+    let can_be_read = || {
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        OpenOptions::new().read(true).custom_flags(flags).open(&spec.file).is_ok()
+    };
+    match error.raw_os_error() {
+        Some(libc::ENXIO) if is_socket() => {
+            Error::host(format!("{:?} is a socket, and neither a regular file nor a block device", spec.file))
+        }
+        Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)
+            if spec.access == Access::ReadWrite && can_be_read() =>
+        {
+            Error::host(format!("{:?} cannot be written ({error}), and can only be read: {READ_ONLY}", spec.file))
+        }
+        _ => Error::host(format!("open {:?}", spec.file)).because(error),
+    }
 }
 
 /// Tries until it succeeds, for [`PATIENCE`] at most: udev and other programs that look at a new block device lock it or have
@@ -102,7 +127,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
 /// The refusal of a block device that something else on the host has.
 fn in_use(spec: &DriveSpec, facts: &Metadata, error: Error) -> Error {
     let user = block_device::user_of(facts).map(|user| format!(" ({user})")).unwrap_or_default();
-    Error::host(format!("{:?} is in use on this host{user}: release it, or use readonly=on", spec.file)).because(error)
+    Error::host(format!("{:?} is in use on this host{user}: release it, or {READ_ONLY}", spec.file)).because(error)
 }
 
 fn no_direct(spec: &DriveSpec) -> Error {
@@ -117,7 +142,7 @@ fn check_writable(spec: &DriveSpec, device: &File) -> Result<()> {
     match block_device::is_read_only(device.as_fd()).context(|| format!("{:?}: BLKROGET", spec.file))? {
         false => Ok(()),
         true => Err(Error::host(format!(
-            "{:?} is a read-only block device: use readonly=on, or make it writable (blockdev --setrw)",
+            "{:?} is a read-only block device: make it writable (blockdev --setrw), or {READ_ONLY}",
             spec.file
         ))),
     }
@@ -127,15 +152,24 @@ impl DiskFile {
     pub(super) fn open(spec: &DriveSpec) -> Result<DiskFile> {
         let context = || format!("{:?}", spec.file);
         let mut file = open(spec, 0)?;
-        let kind = file.metadata().context(context)?.file_type();
+        let facts = file.metadata().context(context)?;
+        let kind = facts.file_type();
         let is_block_device = kind.is_block_device();
         if !kind.is_file() && !is_block_device {
             return Err(Error::host(format!("{:?} is neither a regular file nor a block device", spec.file)));
+        }
+        if facts.is_file() && facts.len() == 0 && (&file).read(&mut [0]).is_ok_and(|count| count > 0) {
+            return Err(Error::host(format!(
+                "{:?} has no size, as files have that the kernel makes when they are read (/proc, /sys): use a regular file",
+                spec.file
+            )));
         }
         let claim = is_block_device && spec.access == Access::ReadWrite;
         if claim {
             check_writable(spec, &file)?;
         }
+        let uses = if spec.access == Access::ReadOnly { "which reads it" } else { "which writes it" };
+        let used = lock::used(&file, format!("drive \"{}\", {uses}", spec.id)).context(context)?;
         let lock = if spec.access == Access::ReadOnly { Lock::Shared } else { Lock::Exclusive };
         let take = || lock::take(&file, &spec.file, lock);
         if is_block_device { patiently(take) } else { take() }?;
@@ -157,6 +191,7 @@ impl DiskFile {
         let mut disk = DiskFile {
             file,
             first: None,
+            _used: used,
             // A file in memory has no page cache to go round.
             direct: spec.cache == Cache::Direct && !in_memory,
             is_block_device,

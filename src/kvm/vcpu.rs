@@ -75,6 +75,7 @@ impl Vcpu {
     ///
     /// KVM refuses: no room for another vCPU on this host, or a feature it cannot show.
     pub fn new(vm: &Arc<Vm>, index: u8, count: u8) -> Result<Vcpu> {
+        register_signal_handler(CALL, on_call).context(|| "KVM: handle the signal that calls a vCPU out")?;
         let fd = vm.fd().create_vcpu(index.into()).context(|| {
             let most = vm.fd().check_extension_int(Cap::MaxVcpus);
             format!("KVM: create vCPU {index} of {count} (this host allows {most} vCPUs)")
@@ -121,7 +122,7 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// The host refuses a thread or the signal handler.
+    /// The host refuses a thread.
     pub fn start(
         self,
         buses: Buses,
@@ -129,7 +130,6 @@ impl Vcpu {
         on_event: impl FnMut(VcpuEvent) + Send + 'static,
     ) -> Result<VcpuHandle> {
         let name = format!("CPU {}/KVM", self.index);
-        register_signal_handler(CALL, on_call).context(|| "KVM: handle the signal that calls a vCPU out")?;
         let gate = self.gate.clone();
         gate.ask(if parked { Request::Park(0) } else { Request::Run });
         let mut runner = Runner { vcpu: self, buses, alive: true, refusals: 0, on_event: Box::new(on_event) };

@@ -20,7 +20,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::x86_64::{rom, state};
+use super::x86_64::{cpuid, rom, state};
 use crate::error::{Context, Error, Result};
 
 use crate::memory::{GuestRam, PAGE_BYTES};
@@ -123,6 +123,11 @@ impl Vm {
     /// What KVM on this host can show a guest of the processor; not yet made fit for one vCPU.
     pub fn supported_cpuid(&self) -> &CpuId {
         &self.cpuid
+    }
+
+    /// Has the vCPUs that are made from now on show no performance counters.
+    pub fn hide_pmu(&mut self) {
+        cpuid::hide_pmu(&mut self.cpuid);
     }
 
     /// Writes the power-on state of the interrupt controllers: the 8259s masked, nothing pending. No vCPU may be running.

@@ -49,7 +49,7 @@ impl Boot {
     /// One cannot be opened, or is no regular file.
     pub fn open(kernel: &Path, format: KernelFormat, initrd: Option<&Path>, append: String) -> Result<Boot> {
         let named = |what, path: &Path| -> Result<_> {
-            Ok((path.to_owned(), open(path).context(|| format!("{what} {path:?}"))?))
+            Ok((path.to_owned(), open(path, what).context(|| format!("{what} {path:?}"))?))
         };
         let kernel = named("kernel", kernel)?;
         let initrd = initrd.map(|path| named("initrd", path)).transpose()?;
@@ -62,16 +62,17 @@ impl Boot {
         Boot { words: (words, given), ..self }
     }
 
-    /// The whole command line. Words that a kernel does not know it warns of, so they are given to those that read them: with
+    /// The whole command line, and how many bytes of it are the words for the devices. Words that a kernel does not know it warns of, so they are given to those that read them: with
     /// ACPI switched off, and to a kernel that has the parameter. What is in a bzImage is compressed; distributions' find the
     /// devices by ACPI.
-    fn command_line(&self, is_bzimage: bool) -> Result<String> {
+    fn command_line(&self, is_bzimage: bool) -> Result<(String, usize)> {
         let (words, given) = &self.words;
         let given = match given {
             Some(given) => *given,
             None => has_acpi_off(&self.append) || !is_bzimage && has_parameter(&self.kernel.1).context(|| "read it")?,
         };
-        Ok(command_line(&self.append, if given { words } else { "" }))
+        let own = if given { words } else { "" };
+        Ok((command_line(&self.append, own), own.len()))
     }
 }
 
@@ -98,8 +99,9 @@ pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
     let (path, file) = &mut boot.kernel;
     let may_be_flat = path.extension().is_some_and(|extension| extension == "bin");
     let kernel = kernel::load(ram, file, boot.format, may_be_flat, zeroed).context(|| format!("kernel {path:?}"))?;
-    let line = boot.command_line(kernel.header.is_some()).context(|| format!("kernel {:?}", boot.kernel.0))?;
-    write_command_line(ram, &line, kernel.command_line_max)?;
+    let (line, own_bytes) =
+        boot.command_line(kernel.header.is_some()).context(|| format!("kernel {:?}", boot.kernel.0))?;
+    write_command_line(ram, &line, own_bytes, kernel.command_line_max)?;
     let initrd = match &mut boot.initrd {
         Some((path, file)) => Some(load_initrd(ram, file, &kernel).context(|| format!("initrd {path:?}"))?),
         None => None,
@@ -116,12 +118,14 @@ pub fn load(ram: &GuestRam, boot: &mut Boot, zeroed: bool) -> Result<Entry> {
 }
 
 /// Opens a file that has a size: a pipe or a directory is refused before it can block us.
-fn open(path: &Path) -> Result<File> {
+fn open(path: &Path, what: &str) -> Result<File> {
     if !path.metadata().context(|| "open")?.is_file() {
         return Err(Error::host("it is not a regular file"));
     }
     let file = File::open(path).context(|| "open")?;
+    let used = lock::used(&file, what).context(|| "stat")?;
     lock::take(&file, path, Lock::Shared)?;
+    used.keep();
     Ok(file)
 }
 
@@ -184,12 +188,14 @@ fn end_of_options(line: &str) -> usize {
     line.len()
 }
 
-fn write_command_line(ram: &GuestRam, line: &str, kernel_max: u64) -> Result<()> {
+fn write_command_line(ram: &GuestRam, line: &str, own_bytes: usize, kernel_max: u64) -> Result<()> {
     let max = kernel_max.min(layout::COMMAND_LINE_BYTES - 1);
     if line.len() as u64 > max {
         return Err(Error::usage(format!(
-            "kernel command line: {} bytes, and this kernel reads {max} at most",
-            line.len()
+            "kernel command line: {} bytes, of which {} are the monitor's own words for its devices, and this kernel reads {max} \
+             at most: make -append shorter, or have fewer empty slots (-machine microvm,disk-slots=N,nic-slots=N)",
+            line.len(),
+            own_bytes
         )));
     }
     if line.contains('\0') {

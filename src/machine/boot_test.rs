@@ -120,6 +120,19 @@ fn a_command_line_is_as_long_as_the_kernel_reads_and_no_longer() {
 }
 
 #[test]
+fn command_line_that_is_too_long_says_how_much_is_the_monitors_own() {
+    let ram = memory::allocate(64 * MIB, false, true).unwrap();
+    let words = ("x".repeat(50), "y".repeat(60));
+    let boot = Boot::open(bzimage().as_path(), KernelFormat::Auto, None, words.0);
+    let boot = boot.map(|boot| boot.with_words(words.1, Some(true)));
+    let error = boot.and_then(|mut boot| load(&ram, &mut boot, true)).expect_err("too long").to_string();
+    assert!(
+        error.contains("111 bytes, of which 60 are the monitor's own words") && error.contains("disk-slots"),
+        "{error}"
+    );
+}
+
+#[test]
 fn files_that_cannot_be_read_are_named() {
     let ram = memory::allocate(64 * MIB, false, true).unwrap();
     let kernel = bzimage();

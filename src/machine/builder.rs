@@ -81,7 +81,11 @@ impl Machine {
         let disks = spec.drives.iter().map(open).collect::<Result<Vec<_>>>()?;
         let devices = spec.nics.iter().map(|nic| parts::nic::net(nic, &ram)).collect::<Result<Vec<_>>>()?;
         progress.at("making the virtual machine (/dev/kvm)");
-        let vm = Arc::new(Vm::new(ram.clone())?);
+        let mut vm = Vm::new(ram.clone())?;
+        if !spec.pmu {
+            vm.hide_pmu();
+        }
+        let vm = Arc::new(vm);
         let iothreads = spec
             .iothreads
             .iter()

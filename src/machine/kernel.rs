@@ -127,10 +127,33 @@ fn flat(ram: &GuestRam, file: &mut File, len: u64, zeroed: bool) -> Result<Kerne
 fn what_else(head: &[u8]) -> &'static str {
     match head {
         [] => "it is empty",
-        [0x1f, 0x8b, ..] => "it is compressed by gzip: unpack it, or give the bzImage",
-        [0xfd, b'7', b'z', ..] => "it is compressed by xz: unpack it, or give the bzImage",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed by zstd: unpack it, or give the bzImage",
+        [0x1f, 0x8b, ..] => "it is compressed by gzip: unpack it (gunzip), or give the bzImage",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "it is compressed by xz: unpack it (unxz), or give the bzImage",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed by zstd: unpack it (unzstd), or give the bzImage",
+        [0x04, 0x22, 0x4d, 0x18, ..] | [0x02, 0x21, 0x4c, 0x18, ..] => {
+            "it is compressed by lz4: unpack it (unlz4), or give the bzImage"
+        }
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => "it is compressed by bzip2: unpack it (bunzip2), or give the bzImage",
+        [0x5d, 0, 0, ..] => "it is compressed by lzma: unpack it (unlzma), or give the bzImage",
+        [0x89, b'L', b'Z', b'O', ..] => "it is compressed by lzo: unpack it (lzop -d), or give the bzImage",
         _ if head.get(0x38..0x3c) == Some(b"ARM\x64") => "it is a kernel for 64-bit ARM, and the guest is an x86_64",
+        [b'M', b'Z', _, _, b'z', b'i', b'm', b'g', ..] => {
+            "it is an EFI zboot image, a compressed kernel for EFI firmware, which the guest does not have: give the bzImage or \
+             an ELF vmlinux"
+        }
+        [b'M', b'Z', ..] => {
+            "it is a PE program for EFI firmware, which the guest does not have (a unified kernel image has the kernel in its \
+             section .linux): give the bzImage or an ELF vmlinux"
+        }
+        [0x27, 0x05, 0x19, 0x56, ..] => "it is a U-Boot uImage: give the bzImage or an ELF vmlinux it was made of",
+        [0xd0, 0x0d, 0xfe, 0xed, ..] => "it is a U-Boot FIT image or a device tree: give the bzImage or an ELF vmlinux",
+        [b'Q', b'F', b'I', 0xfb, ..] => "it is a qcow2 disk: give the kernel in it as a file of its own",
+        [b'K', b'D', b'M', b'V', ..] => "it is a VMDK disk: give the kernel in it as a file of its own",
+        [b'0', b'7', b'0', b'7', b'0', b'1' | b'2' | b'7', ..] => "it is an initramfs (cpio): give it with -initrd",
+        _ if head.get(0x101..0x106) == Some(b"ustar") => "it is a tar archive: unpack it, and give the kernel in it",
+        _ if head.starts_with(b"!<arch>\n") => "it is a package or library (ar): unpack it, and give the kernel in it",
+        [0xed, 0xab, 0xee, 0xdb, ..] => "it is an RPM package: unpack it, and give the kernel in it",
+        _ if head.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) => "it is a disk with a boot sector: give it as a drive",
         _ if head.iter().all(|byte| matches!(byte, 9..=13 | 32..=126)) => {
             "it is text; a bzImage (/boot/vmlinuz-*) or an ELF vmlinux is wanted"
         }

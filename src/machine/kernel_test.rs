@@ -187,7 +187,27 @@ fn an_elf_file_that_lies_about_itself_is_refused() {
 fn what_is_no_kernel_is_called_by_its_name() {
     let mut arm = vec![0; 64];
     arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+    let mut boot_sector = vec![0; 512];
+    boot_sector[0x1fe..].copy_from_slice(&[0x55, 0xaa]);
+    let mut tar = vec![0; 512];
+    tar[0x101..0x106].copy_from_slice(b"ustar");
     for (bytes, word) in [
+        (&b"\x04\x22\x4d\x18\x64\x40"[..], "lz4"),
+        (b"\x02\x21\x4c\x18\0\0", "lz4"),
+        (b"BZh91AY", "bzip2"),
+        (b"\x5d\0\0\x80\0\xff", "lzma"),
+        (b"\x89LZO\0\r\n", "lzo"),
+        (b"MZ\0\0zimg\0", "EFI zboot"),
+        (b"MZ\x90\0\x03\0\0\0", "PE program"),
+        (b"\x27\x05\x19\x56\0", "U-Boot uImage"),
+        (b"\xd0\x0d\xfe\xed\0", "device tree"),
+        (b"QFI\xfb\0\0\0\x03", "qcow2"),
+        (b"KDMV\x01", "VMDK"),
+        (b"070701000", "-initrd"),
+        (&tar, "tar archive"),
+        (b"!<arch>\ndebian-binary", "package"),
+        (b"\xed\xab\xee\xdb\x03", "RPM"),
+        (&boot_sector, "boot sector"),
         (&b""[..], "empty"),
         (b"\x1f\x8b\x08", "gzip"),
         (b"\xfd7zXZ\0", "xz"),

@@ -9,6 +9,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process;
 
+use super::sink;
+
 /// The line from the process in the background to the one that was started.
 #[derive(Debug)]
 pub struct Starter(File);
@@ -64,6 +66,7 @@ impl Starter {
                 return Err(io::Error::last_os_error());
             }
         }
+        sink::stderr_changed();
         // A first process that was killed meanwhile is not told.
         let _ = (&self.0).write_all(&[1]);
         Ok(())

@@ -203,7 +203,8 @@ fn is_regular(fd: BorrowedFd<'_>) -> bool {
 
 /// What `O_DIRECT` asks of the address in memory and of offset and length, in bytes (`STATX_DIOALIGN`, Linux 6.1).
 ///
-/// `None` where the kernel or the file system does not say; zeros where the file cannot do it.
+/// `None` where the kernel or the file system does not say, or a filter of system calls (seccomp) refuses statx(2), as older
+/// container run times do; zeros where the file cannot do it.
 pub fn direct_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
     let mut facts = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is a C string, and the kernel fills the structure it is given.
@@ -211,7 +212,11 @@ pub fn direct_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
         libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, facts.as_mut_ptr())
     };
     if result != 0 {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENOSYS | libc::EPERM) => Ok(None),
+            _ => Err(error),
+        };
     }
     // SAFETY: plain integers, zeroed before and filled now.
     let facts = unsafe { facts.assume_init() };

@@ -5,9 +5,12 @@
 //! with the last descriptor, however the process ends. It stops only programs that take it too. Main thread, at open; for a
 //! hot-plugged drive a job thread.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
+use std::io;
+use std::mem;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +26,53 @@ pub enum Lock {
     Shared,
     /// Nobody.
     Exclusive,
+}
+
+/// What this VM has its files for: device and inode, and the use in words.
+static USES: Mutex<Vec<(Identity, String)>> = Mutex::new(Vec::new());
+
+type Identity = (u64, u64);
+
+/// A file that this VM has for as long as this lives.
+#[derive(Debug)]
+pub struct Used((Identity, String));
+
+/// Notes what this VM is about to lock the file for. Guest memory is what no other use is noted for.
+///
+/// # Errors
+/// Those of fstat(2).
+pub fn used(file: &File, what: impl Into<String>) -> io::Result<Used> {
+    let facts = file.metadata()?;
+    let used = ((facts.dev(), facts.ino()), what.into());
+    USES.lock().unwrap_or_else(PoisonError::into_inner).push(used.clone());
+    Ok(Used(used))
+}
+
+impl Used {
+    /// The process has the file until its end.
+    pub fn keep(self) {
+        mem::forget(self);
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        let mut uses = USES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = uses.iter().rposition(|used| *used == self.0) {
+            uses.remove(place);
+        }
+    }
+}
+
+/// The first use of the file, which is the one before that which is refused.
+fn use_of(facts: &Metadata) -> String {
+    let uses = USES.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = (facts.dev(), facts.ino());
+    let known: Vec<&String> = uses.iter().filter(|(used, _)| *used == file).map(|(_, what)| what).collect();
+    match known[..] {
+        [first, _, ..] => first.clone(),
+        _ => "memory".to_owned(),
+    }
 }
 
 /// Locks the file until its last descriptor is closed.
@@ -66,7 +116,7 @@ fn holder(file: &File) -> Option<String> {
     let key = format!("{:02x}:{:02x}:{}", libc::major(device), libc::minor(device), facts.ino());
     let pid = pid_in(&fs::read_to_string("/proc/locks").ok()?, &key)?;
     if pid == std::process::id() {
-        return Some("this VM, as another drive or as its kernel, initrd, memory or log".to_owned());
+        return Some(format!("this VM, as its {}", use_of(&facts)));
     }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(format!("process {pid} ({})", name.trim_end()))

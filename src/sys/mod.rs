@@ -6,13 +6,16 @@
 pub mod block_device;
 pub mod clock;
 pub mod daemon;
+pub mod deadline;
 pub mod io;
 pub mod lock;
+pub mod own_file;
 pub mod pieces;
 pub mod poll;
 pub mod progress;
 pub mod rights;
 pub mod signalfd;
+pub mod sink;
 pub mod socket;
 pub mod stdio;
 pub mod stream;

@@ -1,16 +1,21 @@
 //! `Progress`: tells somebody who waits for a start what it is at, when it takes longer than a second.
 //!
 //! It goes to standard error, whatever the log's level and file: who has typed a command looks there. A thread of its own
-//! waits meanwhile, for a start that is held up by a file cannot look at a clock; it ends with the start. Main thread.
+//! waits, because a start that is held up by a file can look at neither a clock nor a signal; it ends with the start. Main
+//! thread.
 
-use std::io::Write;
+use std::process;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::{own_file, signalfd, sink};
+
 /// How long nobody is told anything; then after twice as long each time.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether the process is to end.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A start that goes on until this is dropped.
 pub struct Progress {
@@ -20,18 +25,26 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A start begins now. Without a thread, if the host has none left, nobody is told.
-    pub fn begin() -> Progress {
+    /// A start begins now. One of the `signals`, which are blocked, ends the process if the start does not get as far as to read
+    /// it. Without a thread, if the host has none left, nobody is told and no signal is seen.
+    pub fn begin(signals: Vec<i32>) -> Progress {
         let step = Arc::new(Mutex::new(String::new()));
         let (end, ended) = channel::<()>();
         let (shown, began) = (step.clone(), Instant::now());
         let thread = thread::Builder::new().name("start".into()).spawn(move || {
             let mut patience = PATIENCE;
-            while ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                let waited = began.elapsed();
                 let step = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                // Nobody is left to be told that nobody reads.
-                let _ = writeln!(std::io::stderr(), "loopvisor: after {} s: {step}", began.elapsed().as_secs());
-                patience *= 2;
+                if signalfd::is_pending(&signals) {
+                    own_file::remove_all();
+                    sink::stderr_last_line(format!("loopvisor: ended by a signal while {step}\n").as_bytes());
+                    process::exit(1);
+                }
+                if waited >= patience {
+                    sink::stderr_line(format!("loopvisor: after {} s: {step}\n", waited.as_secs()).as_bytes());
+                    patience = waited + 2 * patience;
+                }
             }
         });
         Progress { step, thread: thread.ok().map(|thread| (end, thread)) }

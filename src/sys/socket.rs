@@ -8,12 +8,11 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use log::warn;
-
+use super::own_file::OwnFile;
 use crate::error::{Context, Error, Result};
 
 /// Clients that may wait to be accepted; further ones are refused by the kernel.
@@ -22,9 +21,7 @@ const BACKLOG: i32 = 128;
 /// A listening socket and its file.
 pub struct PrivateListener {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file that was made, so that another's is never removed.
-    file: (u64, u64),
+    file: OwnFile,
 }
 
 impl PrivateListener {
@@ -42,13 +39,13 @@ impl PrivateListener {
             listener => listener,
         };
         let listener = listener.context(name)?;
-        let file = fs::symlink_metadata(path).context(name)?;
-        Ok(PrivateListener { listener, path: path.to_path_buf(), file: (file.dev(), file.ino()) })
+        let file = OwnFile::new(path).context(name)?;
+        Ok(PrivateListener { listener, file })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// The next client, whose stream does not block either.
@@ -65,15 +62,6 @@ impl PrivateListener {
 impl AsFd for PrivateListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
-    }
-}
-
-impl Drop for PrivateListener {
-    fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file);
-        if ours && let Err(e) = fs::remove_file(&self.path) {
-            warn!("{}: remove: {e}", self.path.display());
-        }
     }
 }
 
@@ -153,6 +141,8 @@ fn checked(result: i32) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use std::path::PathBuf;
 
     use super::*;
 

@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 static FOUND: OnceLock<(RawFd, libc::termios)> = OnceLock::new();
 /// Whether the terminal is not as it was found.
 static RAW: AtomicBool = AtomicBool::new(false);
+/// Whether a [`Terminal`] lives.
+static HELD: AtomicBool = AtomicBool::new(false);
 
 /// A terminal in raw mode; as it was found once this is dropped.
 #[derive(Debug)]
@@ -40,26 +42,57 @@ impl Terminal {
         }
         let fd = input.as_raw_fd();
         let found = match FOUND.get() {
-            Some(found) => found,
+            Some(found) => found.0,
             None => {
                 let settings = settings(fd)?;
-                FOUND.get_or_init(|| (fd, settings))
+                FOUND.get_or_init(|| (fd, settings)).0
             }
         };
-        if found.0 != fd {
+        if found != fd {
             return Err(Error::host("terminal: only one can be the guest's console"));
         }
-        let mut raw = found.1;
-        // SAFETY: `raw` is a valid termios, and the call changes only it.
-        unsafe { libc::cfmakeraw(&raw mut raw) };
-        RAW.store(true, Ordering::SeqCst);
-        apply(fd, &raw)?;
+        HELD.store(true, Ordering::SeqCst);
+        claim()?;
         Ok(Some(Terminal(())))
     }
 }
 
+/// Puts the terminal into raw mode, if a [`Terminal`] lives and that is not so yet. False if the terminal is another job's.
+///
+/// # Errors
+/// The host refuses to change the settings.
+pub fn claim() -> Result<bool> {
+    let Some((fd, found)) = FOUND.get().filter(|_| HELD.load(Ordering::SeqCst)) else { return Ok(true) };
+    if is_anothers(*fd) {
+        return Ok(false);
+    }
+    if !RAW.swap(true, Ordering::SeqCst) {
+        let mut raw = *found;
+        // SAFETY: `raw` is a valid termios, and the call changes only it.
+        unsafe { libc::cfmakeraw(&raw mut raw) };
+        apply(*fd, &raw)?;
+    }
+    Ok(true)
+}
+
+/// Puts the terminal into raw mode again: the process was stopped, and the shell has changed the terminal.
+pub fn again() {
+    RAW.store(false, Ordering::SeqCst);
+    // Nothing can be done about a terminal that is gone.
+    let _ = claim();
+}
+
+/// Whether the terminal is another job's, because this process is in the background. Changing its settings or reading from it
+/// would stop the process.
+fn is_anothers(fd: RawFd) -> bool {
+    // SAFETY: neither call touches memory.
+    let (foreground, ours) = unsafe { (libc::tcgetpgrp(fd), libc::getpgrp()) };
+    foreground >= 0 && foreground != ours
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
+        HELD.store(false, Ordering::SeqCst);
         restore();
     }
 }
@@ -68,6 +101,7 @@ impl Drop for Terminal {
 pub fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
         && let Some((fd, found)) = FOUND.get()
+        && !is_anothers(*fd)
     {
         // Nothing can be done about a terminal that is gone.
         let _ = apply(*fd, found);

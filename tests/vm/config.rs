@@ -161,7 +161,7 @@ fn what_the_host_lacks_is_found_by_a_check_and_nothing_is_left_behind() {
         (no_log, 1, "-D /nowhere/log: open the log file"),
         (no_tap, 1, "netdev \"n\": tap loopvisor-none: "),
         (no_memory, 1, "-mem-path /nowhere/ram"),
-        (pidfile, 1, "must not exist yet"),
+        (pidfile, 1, "pid: process 1 ("),
         (socket, 1, "another process listens there"),
         (locked, 1, "is in use by"),
         (plain().option("-rng", "random_file=/etc/passwd"), 2, "no character device"),
@@ -184,8 +184,9 @@ fn a_check_beside_the_machine_that_runs_says_so_and_does_not_disturb_it() {
     let [other, other_memory] = ["other", "ram2"].map(|name| monitor.folder.path(name));
     let [pidfile, memory] = [("-pidfile", &other), ("-mem-path", &other_memory)];
     let holder = format!("is in use by process {} (loopvisor)", monitor.pid());
+    let running = format!("pid: process {} (loopvisor) is running: end it", monitor.pid());
     for (options, sentence) in [
-        (&[][..], "must not exist yet"),
+        (&[][..], running.as_str()),
         (&[pidfile], holder.as_str()),
         (&[pidfile, memory], "another process listens there"),
     ] {

@@ -99,7 +99,8 @@ fn a_file_of_the_vm_cannot_be_its_writable_drive_too() {
             let (code, told) = if check { setup.flag("-check") } else { setup }.run();
             let (exit, wanted) = match option {
                 "-D" => (2, "-drive id=vda has this file: name another"),
-                _ => (1, "is in use by this VM, as another drive or as its kernel, initrd, memory or log"),
+                "-mem-path" => (1, "is in use by this VM, as its memory"),
+                _ => (1, "is in use by this VM, as its drive \"vda\", which writes it"),
             };
             assert_eq!(code, exit, "{option}: {told}");
             assert!(told.contains("both.img") && told.contains(wanted), "{option}: {told}");
@@ -277,6 +278,19 @@ fn quit_with_a_stalled_request_ends_when_the_file_goes_on() {
     client.await_event("SHUTDOWN");
     stall.release();
     assert_eq!(monitor.exit_code(), 0);
+}
+
+#[test]
+fn direct_disk_works_where_statx_is_forbidden() {
+    let Some(setup) = Setup::guest("mode=blk-check end=acpi") else { return };
+    if !Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success()) {
+        return skipped("strace is not installed");
+    }
+    let calls = setup.folder.path("calls");
+    // As older container run times do.
+    let strace = ["strace", "-f", "-o", calls.to_str().unwrap(), "-e", "inject=statx:error=EPERM"].map(str::to_owned);
+    let setup = setup.disk("vda", SIZE, "direct=on").under(&strace.each_ref().map(String::as_str));
+    setup.start().expect_ok();
 }
 
 #[test]

@@ -316,6 +316,9 @@ fn the_kernel_that_was_started_is_started_again_whatever_has_become_of_its_name_
     client.ask("system_reset");
     let event = client.await_event("SHUTDOWN");
     assert_eq!(event["data"], json!({"guest": false, "reason": "host-error"}));
+    let error = client.answer()["error"].take();
+    assert_eq!(error["class"], "GenericError");
+    assert!(error["desc"].as_str().unwrap().contains("cut short"), "{error}");
     assert_eq!(monitor.exit_code(), 1);
     let told = monitor.log.text();
     let last = told.lines().last().unwrap();

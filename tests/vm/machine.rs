@@ -107,6 +107,33 @@ fn without_permission_the_file_and_the_cause_are_named() {
     }
 }
 
+/// Becomes "$@" where the folder $0 is on a file system that is mounted read-only.
+const READ_ONLY: &str = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
+
+#[test]
+fn drive_that_can_only_be_read_is_told_how_to_be_read() {
+    let advice = "use readonly=on (\"read_only\": true in a file for -config, \"read-only\": true in QMP)";
+    let probe = Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
+    if !probe.as_ref().is_ok_and(|output| output.status.success()) {
+        return skipped(&format!("a private mount is refused: {probe:?}"));
+    }
+    let setup = Setup::bare().option("-kernel", "/dev/null").disk("vda", 1 << 20, "direct=off");
+    let folder = setup.folder.path("").to_str().unwrap().to_owned();
+    let (code, told) = setup.under(&["unshare", "-m", "sh", "-c", READ_ONLY, &folder]).run();
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("vda.img\" cannot be written (Read-only file system") && told.contains(advice), "{told}");
+
+    let setup = Setup::bare().option("-kernel", "/dev/null");
+    let program = setup.folder.path("program");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let mut runs = Command::new(&program).arg("600").spawn().unwrap();
+    let (code, told) = setup.drive("vda", &program, "direct=off").run();
+    runs.kill().unwrap();
+    runs.wait().unwrap();
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("cannot be written (Text file busy") && told.contains(advice), "{told}");
+}
+
 fn is_open_to_all(path: &str) -> bool {
     use std::os::unix::fs::PermissionsExt;
     fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o6 == 0o6)
@@ -353,4 +380,44 @@ fn a_start_that_takes_longer_than_a_second_says_what_it_is_at() {
     assert_eq!(client.answer()["id"], id);
     client.call("cont");
     monitor.expect_ok();
+}
+
+#[test]
+fn pidfile_of_a_process_that_has_ended_is_replaced() {
+    let Some(setup) = Setup::guest("mode=idle") else { return };
+    let path = setup.folder.path("pid");
+    let mut ended = Command::new("true").spawn().unwrap();
+    let pid = ended.id();
+    ended.wait().unwrap();
+    fs::write(&path, format!("{pid}\n")).unwrap();
+    let mut monitor = setup.option("-pidfile", path.to_str().unwrap()).start();
+    let mut client = monitor.qmp();
+    assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", monitor.pid()));
+    monitor.log.expect(&format!("pid: process {pid} has ended and has left this file: it is replaced"));
+
+    let second = || Setup::bare().option("-kernel", "/nowhere").option("-pidfile", path.to_str().unwrap()).run();
+    let (code, told) = second();
+    assert!(code == 1 && told.contains(&format!("pid: process {} (loopvisor) is running", monitor.pid())), "{told}");
+    client.call("quit");
+    assert_eq!(monitor.exit_code(), 0);
+    assert!(!path.exists());
+    for (text, sentence) in [("", "/nowhere"), ("notes\n", "other contents than a process id")] {
+        fs::write(&path, text).unwrap();
+        let (code, told) = second();
+        assert!(code == 1 && told.contains(sentence), "{told}");
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "notes\n");
+}
+
+#[test]
+fn pidfile_that_another_process_has_replaced_stays() {
+    let Some(setup) = Setup::guest("mode=idle") else { return };
+    let [path, new] = ["pid", "new"].map(|name| setup.folder.path(name));
+    let mut monitor = setup.option("-pidfile", path.to_str().unwrap()).start();
+    let mut client = monitor.qmp();
+    fs::write(&new, "1\n").unwrap();
+    fs::rename(&new, &path).unwrap();
+    client.call("quit");
+    assert_eq!(monitor.exit_code(), 0);
+    assert!(path.exists());
 }

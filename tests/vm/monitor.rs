@@ -135,12 +135,14 @@ pub struct Setup {
     args: Vec<String>,
     stdin: Stdio,
     stdout: Stdio,
+    stderr: Stdio,
 }
 
 impl Setup {
     /// The program without any option.
     pub fn bare() -> Setup {
-        Setup { folder: Folder::new(), under: vec![], args: vec![], stdin: Stdio::null(), stdout: Stdio::piped() }
+        let [stdin, stdout, stderr] = [Stdio::null(), Stdio::piped(), Stdio::piped()];
+        Setup { folder: Folder::new(), under: vec![], args: vec![], stdin, stdout, stderr }
     }
 
     /// The guest with these words, its serial port, and a QMP socket; a reset is its end. `None`, with the reason printed,
@@ -208,15 +210,23 @@ impl Setup {
         self
     }
 
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Setup {
+        self.stderr = stderr.into();
+        self
+    }
+
     pub fn start(self) -> Monitor {
         let words = self.under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_loopvisor")]);
         let words: Vec<&str> = words.chain(self.args.iter().map(String::as_str)).collect();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).stdin(self.stdin).stdout(self.stdout).stderr(Stdio::piped());
+        command.args(&words[1..]).stdin(self.stdin).stdout(self.stdout).stderr(self.stderr);
         let mut child = command.spawn().expect("the program starts");
         let serial = child.stdout.take().map(Tap::on).unwrap_or_default();
-        let log = Tap::on(child.stderr.take().unwrap());
-        Monitor { stdin: child.stdin.take(), child, serial, log, line: words.join(" "), folder: self.folder }
+        let stderr = child.stderr.take();
+        let log_is_elsewhere = stderr.is_none();
+        let log = stderr.map(Tap::on).unwrap_or_default();
+        let line = words.join(" ");
+        Monitor { stdin: child.stdin.take(), child, serial, log, log_is_elsewhere, line, folder: self.folder }
     }
 
     /// Runs it to its end: exit code and standard error.
@@ -232,7 +242,9 @@ pub struct Monitor {
     stdin: Option<ChildStdin>,
     /// What the guest writes to its serial port; empty if the output went elsewhere.
     pub serial: Tap,
+    /// What it writes to standard error; empty if that is another file.
     pub log: Tap,
+    log_is_elsewhere: bool,
     line: String,
     pub folder: Folder,
 }
@@ -291,9 +303,16 @@ impl Monitor {
     #[track_caller]
     pub fn exit_code(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
-        let ended = self.log.wait(PATIENCE, |_, ended| ended.then_some(()));
-        assert!(ended.is_some(), "the monitor does not end");
-        let status = self.child.wait().unwrap();
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < until, "the monitor does not end");
+            thread::sleep(Duration::from_millis(1));
+        };
+        // What it wrote last is on its way.
+        let _ = self.log.wait(PATIENCE, |_, ended| (ended || self.log_is_elsewhere).then_some(()));
         status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
     }
 

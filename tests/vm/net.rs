@@ -263,6 +263,26 @@ fn a_tap_that_is_removed_is_a_link_that_is_down_with_one_line_in_the_log() {
 }
 
 #[test]
+fn tap_that_is_set_down_is_one_line_in_the_log_each_time() {
+    let Some(setup) = setup("mode=net-send size=64 ms=20000", "") else { return };
+    let monitor = setup.start();
+    let mut client = monitor.qmp();
+    for count in 1..=3 {
+        must(&monitor, "ip link set tap0 down");
+        let dropped = |client: &mut Client| number(&stats(client)["transmit"]["dropped"]);
+        let before = dropped(&mut client);
+        assert!((0..100_000).any(|_| dropped(&mut client) > before + 1000), "nothing is dropped");
+        must(&monitor, "ip link set tap0 up");
+        let told =
+            |text: &str| (text.matches("\"n0\": the interface of its tap is up again").count() == count).then_some(());
+        assert!(monitor.log.wait(PATIENCE, |text, _| told(text)).is_some(), "{}", monitor.log.text());
+    }
+    let log = monitor.log.text();
+    assert_eq!(log.matches("\"n0\": the interface of its tap is down").count(), 3, "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("n0") && !line.contains("MTU")).count(), 6, "{log}");
+}
+
+#[test]
 fn set_link_pulls_the_cable_for_both_sides_and_plugs_it_in_again() {
     let Some(setup) = setup("mode=net-echo", "") else { return };
     let mut monitor = start(setup);

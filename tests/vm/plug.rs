@@ -182,8 +182,8 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
     let device = |id: &str, addr: &str| json!({"id": id, "driver": "virtio-blk-mmio", "addr": addr});
     let cases: Vec<(&str, Value, &str, &[&str])> = vec![
         ("blockdev-add", node("x", "/no/such/file".as_ref()), "GenericError", &["\"x\"", "No such file"]),
-        ("blockdev-add", node("x", &root), "GenericError", &["root.img", "in use by this VM, as another drive"]),
-        ("blockdev-add", node("x", &data), "GenericError", &["data.img", "in use by this VM, as another drive"]),
+        ("blockdev-add", node("x", &root), "GenericError", &["root.img", "by this VM, as its drive \"root\", which"]),
+        ("blockdev-add", node("x", &data), "GenericError", &["data.img", "by this VM, as its drive \"data\", which"]),
         ("blockdev-add", node("x", monitor.folder.path("").as_ref()), "GenericError", &["Is a directory"]),
         ("blockdev-add", node("x", "/dev/null".as_ref()), "GenericError", &["neither a regular file nor a block"]),
         ("blockdev-add", node("spare", &spare), "GenericError", &["'spare'", "already"]),
@@ -257,7 +257,10 @@ fn rule_d3_4_as_many_disks_are_plugged_as_there_are_slots() {
     }
     client.call_with("blockdev-add", &node("more", &image(&monitor, "more.img", SIZE)));
     let (_, told) = refusal(&mut client, "device_add", &json!({"id": "more", "driver": "virtio-blk-mmio"}));
-    assert!(told.contains("No disk slot is free") && told.contains("rule D3.4"), "{told}");
+    assert_eq!(told, "All 6 disk slots are in use; use device_del first (rule D3.4)");
+    let (_, told) =
+        refusal(&mut client, "device_add", &json!({"id": "more", "driver": "virtio-blk-mmio", "addr": "0x6"}));
+    assert!(told.starts_with("There is no disk slot 0x6; accepted: none of the 6, which all are in use"), "{told}");
 
     let bare = |setup: Setup| setup.option("-machine", "microvm,disk-slots=0,nic-slots=0");
     let (monitor, mut client) = guest("", bare).unwrap();

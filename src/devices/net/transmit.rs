@@ -29,6 +29,8 @@ pub enum Sent {
     Limited(Wait),
     /// The tap has no room.
     Full,
+    /// It is finished, and the packet is lost: the tap's interface is down.
+    Down,
     /// The tap is gone.
     Gone,
 }
@@ -93,7 +95,7 @@ impl Transmit {
             Some(libc::EBADFD | libc::EBADF) => Sent::Gone,
             Some(libc::EIO) => {
                 add(&count.dropped, 1);
-                Sent::Lost("the tap's interface is down")
+                Sent::Down
             }
             Some(libc::EINVAL | libc::EFAULT | libc::EMSGSIZE) => {
                 add(&count.errors, 1);

@@ -17,6 +17,10 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the package has several logical processors.
 const HTT: u32 = 1 << 28;
+/// Leaf 1, ECX: IA32_PERF_CAPABILITIES.
+const PDCM: u32 = 1 << 15;
+/// Leaf 0x80000001, ECX (AMD): more than the four counters that every processor has.
+const PERF_CORE: u32 = 1 << 23;
 /// Leaf 0x80000001, ECX (AMD): those are cores, not threads.
 const CMP_LEGACY: u32 = 1 << 1;
 
@@ -74,6 +78,18 @@ pub fn of_vcpu(supported: &CpuId, index: u8, count: u8, tsc_deadline: bool) -> R
         cpuid.push(leaf).context(|| "KVM: too many CPUID leaves")?;
     }
     Ok(cpuid)
+}
+
+/// Takes the performance counters out: Intel's leaf 0xA and the capabilities that leaf 1 says, AMD's extensions.
+pub fn hide_pmu(cpuid: &mut CpuId) {
+    for leaf in cpuid.as_mut_slice() {
+        match leaf.function {
+            1 => set(&mut leaf.ecx, PDCM, false),
+            0xA | 0x8000_0022 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
+            0x8000_0001 => set(&mut leaf.ecx, PERF_CORE, false),
+            _ => {}
+        }
+    }
 }
 
 fn set(register: &mut u32, bit: u32, on: bool) {

@@ -34,6 +34,20 @@ fn host(vendor: &[u8; 12]) -> CpuId {
     .unwrap()
 }
 
+#[test]
+fn hidden_performance_counters_are_in_no_leaf() {
+    let mut cpuid = CpuId::from_entries(&[
+        kvm_cpuid_entry2 { function: 1, ecx: PDCM | X2APIC, ..Default::default() },
+        kvm_cpuid_entry2 { function: 0xA, eax: 0x0730_0402, edx: 3, ..Default::default() },
+        kvm_cpuid_entry2 { function: 0x8000_0001, ecx: PERF_CORE | CMP_LEGACY, ..Default::default() },
+        kvm_cpuid_entry2 { function: 0x8000_0022, eax: 1, ebx: 6, ..Default::default() },
+    ])
+    .unwrap();
+    hide_pmu(&mut cpuid);
+    let left: Vec<_> = cpuid.as_slice().iter().map(|leaf| (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)).collect();
+    assert_eq!(left, [(0, 0, X2APIC, 0), (0, 0, 0, 0), (0, 0, CMP_LEGACY, 0), (0, 0, 0, 0)]);
+}
+
 const INTEL: &[u8; 12] = b"GenuineIntel";
 const AMD: &[u8; 12] = b"AuthenticAMD";
 
