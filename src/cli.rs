@@ -50,10 +50,10 @@ struct Options {
     /// what runs the guest: the processor, always
     #[argh(option, arg_name = "kvm")]
     accel: Option<String>,
-    /// what a vCPU is: what the host's processor is, always; pmu=off hides its performance counters
+    /// the model of the vCPUs, only the host's processor; pmu=off hides its performance counters
     #[argh(option, arg_name = "host[,pmu=on|off]")]
     cpu: Option<String>,
-    /// vCPUs, 1 to 254; default 1; a topology must have as many, and means nothing else
+    /// vCPUs, 1 to 254; default 1; a topology must have the same number, and has no other effect
     #[argh(option, arg_name = "[cpus=]N[,maxcpus=N][,sockets=N][,dies=N][,clusters=N][,cores=N][,threads=N]")]
     smp: Option<String>,
     /// memory, 16M to 512G; without a unit MiB, or bytes from 1048576 up; default 256M

@@ -265,7 +265,12 @@ fn words_of_other_monitors_are_accepted() {
     assert!(!run("-kernel k -cpu host,pmu=off").pmu);
     assert_eq!(run("-kernel k -name a,b=c").name, "a,b=c");
     for (line, text) in [
-        ("-smp 4,cores=3", "-smp 4,cores=3: the topology has not 4 CPUs: 3 do not divide 4; leave the topology out"),
+        (
+            "-smp 4,cores=3",
+            "-smp 4,cores=3: 4 CPUs are not a multiple of the 3 in the topology; leave the topology out",
+        ),
+        ("-smp sockets=5,cores=51", "-smp sockets=5,cores=51: the topology has 255 CPUs; use one with at most 254"),
+        ("-smp sockets=2,cores=200", "-smp sockets=2,cores=200: the topology has 400 CPUs; use one with at most 254"),
         (
             "-smp 4,sockets=1,cores=2,threads=1",
             "-smp 4,sockets=1,cores=2,threads=1: the topology has 2 CPUs, and there are 4; leave the topology out",

@@ -71,8 +71,8 @@ fn lock(file: &File, path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses a log that would be appended to another file of the VM. The lock allows it for those that are only read, and for a
-/// drive it would be noticed only after the first line.
+/// Refuses a log that is another file of the VM too. The lock does not refuse a file that is only read, and it refuses a writable
+/// drive only after the first line of the log.
 ///
 /// # Errors
 /// The sentence names both options.
@@ -90,8 +90,8 @@ pub fn check_inputs(spec: &VmSpec) -> Result<()> {
     }
 }
 
-/// Whether a log could go where it is asked to: the file, locked, if there is one. A file that is not there yet is not there
-/// afterwards either.
+/// Checks whether the log could be written; returns the locked file, if it exists. A file that does not exist is not left
+/// behind.
 ///
 /// # Errors
 /// As [`start`].

@@ -87,7 +87,7 @@ fn launch(spec: &VmSpec) -> ExitCode {
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // With -daemonize standard error leads nowhere by now, and Kata Containers reads standard output alone.
+            // With -daemonize standard error is /dev/null by now, and Kata Containers reads only standard output.
             if spec.log != LogSpec::Stderr {
                 error!("{error}");
             }

@@ -1,6 +1,6 @@
 //! `-pidfile`: the process's number in a file, for as long as the process is there.
 //!
-//! The file of a process that has ended is taken over; that of one that runs is refused. Main thread.
+//! The file of a process that has ended is replaced; the file of a process that is running is refused. Main thread.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -13,7 +13,7 @@ use log::warn;
 use crate::error::{Context, Error, Result};
 use crate::sys::own_file::OwnFile;
 
-/// Longer than any number, in bytes.
+/// More bytes than any process id has.
 const MAX_BYTES: u64 = 64;
 
 /// The file, removed when this is dropped.
@@ -26,18 +26,17 @@ impl Pidfile {
     /// Writes the file, with mode 0600 if it is new.
     ///
     /// # Errors
-    /// It is that of a process that runs, is no pidfile, or cannot be written.
+    /// The file belongs to a running process, is not a pidfile, or cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         let name = || name(path);
         let mut file = take(path, true)?;
-        // Two that take the same file over at the same time: the lock lets one of them write, and the other read.
+        // Of two processes that replace the same file at the same time, one holds the lock and writes; the other is refused.
         file.set_len(0).and_then(|()| file.rewind()).context(name)?;
         writeln!(file, "{}", process::id()).context(name)?;
         Ok(Pidfile { _file: OwnFile::new(path).context(name)? })
     }
 
-    /// Finds out whether the file could be written. One that does not exist is made, and removed when what is returned is
-    /// dropped.
+    /// Checks whether the file could be written. A file that does not exist is made, and removed when the result is dropped.
     ///
     /// # Errors
     /// As [`Pidfile::create`].
@@ -53,7 +52,7 @@ fn name(path: &Path) -> String {
     format!("-pidfile {}", path.display())
 }
 
-/// Opens the file, locked, if no process that runs has it.
+/// Opens and locks the file, unless it belongs to a running process.
 fn take(path: &Path, create: bool) -> Result<File> {
     let name = || name(path);
     let refused = |sentence: String| Err(Error::host(format!("{}: {sentence}", name())));
@@ -79,7 +78,7 @@ fn take(path: &Path, create: bool) -> Result<File> {
         return refused("the file has other contents than a process id: remove it, or name another".into());
     };
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
-        // In a container each life of the monitor may have the same number.
+        // In a container each start of the monitor may get the same process id.
         Ok(command) if pid != process::id() => refused(format!(
             "process {pid} ({}) is running: end it, or name another file; if it is no virtual machine, remove this one",
             command.trim_end()

@@ -11,8 +11,8 @@ use crate::error::Result;
 /// Descriptors of a disk's queue, which is the only one.
 const QUEUE_SIZE: &str = "256";
 
-/// `-device virtio-blk-device,drive=NAME[,id=NAME][,iothread=NAME][,serial=TEXT][,logical_block_size=N]...`: the disk of that `-drive`, which comes
-/// behind those that no device has named yet.
+/// `-device virtio-blk-device,drive=NAME[,id=NAME][,iothread=NAME][,serial=TEXT][,logical_block_size=N]...`: the disk of that
+/// `-drive`, which is placed after the drives that no device has named yet.
 ///
 /// # Errors
 /// A mistake of the user's, by its key; a drive that is not there, or is another device's.

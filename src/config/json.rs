@@ -36,7 +36,7 @@ impl Text {
     pub fn open(path: &Path) -> Result<Text> {
         let name = path.display().to_string();
         let mut bytes = Vec::new();
-        // A FIFO need not have a writer yet: it is waited for below, and not without a word.
+        // A FIFO need not have a writer yet. The read below waits for it, and reports that.
         let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).to_owned();
         let file = options.open(path).context(|| format!("-config {name}: open it"))?;
         let told =

@@ -29,7 +29,7 @@ pub struct KeyValues<'a> {
     pairs: Vec<(&'a str, &'a str)>,
 }
 
-/// What to do about a comma that is part of a value.
+/// Advice for a value that contains a comma.
 const NO_COMMA: &str = " (a comma ends a value; one with a comma can be written in a file for -config)";
 
 /// An option, and the text behind it.
@@ -50,7 +50,8 @@ impl<'a> KeyValues<'a> {
     ///
     /// `keys` are all the keys the option has. `bare` says what an item without `=` stands for: it gets the item's
     /// place (from 0) and the item, and `None` refuses it. An empty item, key or value, an unknown key and a key given
-    /// twice with different values are errors. Keys may come in families, `family.member`, whose members stand together in `keys`.
+    /// twice with different values are errors. Keys may come in families, `family.member`, whose members stand together in
+    /// `keys`.
     pub fn read(
         option: &'a str,
         text: &'a str,

@@ -17,7 +17,7 @@ pub const MAX_TAP_BYTES: usize = 15;
 /// Descriptors of a queue unless something else is asked for.
 pub const QUEUE_SIZE: u16 = 256;
 const MAX_QUEUE_SIZE: u16 = 4096;
-/// What QEMU's `-netdev` has beside taps.
+/// The other types of QEMU's `-netdev`.
 const OTHER_KINDS: [&str; 14] = [
     "af-xdp",
     "bridge",

@@ -44,8 +44,7 @@ fn plain_name(text: &str) -> Result<String> {
 }
 
 /// `-machine [type=]microvm[,accel=kvm][,usb=off][,dump-guest-core=on|off][,mem-share=on|off][,disk-slots=N][,nic-slots=N]
-/// [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off]
-/// [,auto-kernel-cmdline=on|off]`, written into `spec`.
+/// [,kernel-format=auto|bzimage|elf|flat][,reboot=on|off][,auto-kernel-cmdline=on|off]`, written into `spec`.
 pub fn machine(text: &str, spec: &mut VmSpec) -> Result<()> {
     let keys = [
         "type",
@@ -94,7 +93,7 @@ pub(super) fn machine_of(pairs: &KeyValues<'_>, spec: &mut VmSpec) -> Result<()>
         _ => None,
     })?;
     spec.kernel_format = format.unwrap_or(spec.kernel_format);
-    // Of the file; on the command line it is a key of -cpu.
+    // Only a file for -config has this key here; on the command line it belongs to -cpu.
     spec.pmu = pairs.get_bool("pmu")?.unwrap_or(spec.pmu);
     Ok(())
 }
@@ -110,12 +109,17 @@ pub fn cpus(text: &str) -> Result<u8> {
     let (cpus, most) = (count_of(&pairs, "cpus")?, count_of(&pairs, "maxcpus")?);
     let parts = TOPOLOGY.iter().map(|key| count_of(&pairs, key)).collect::<Result<Vec<_>>>()?;
     let product = parts.iter().flatten().map(|part| u64::from(*part)).product::<u64>();
-    let counted = u8::try_from(product).ok().filter(|_| parts.iter().any(Option::is_some));
-    let Some(cpus) = cpus.or(most).or(counted) else { return Err(pairs.missing("cpus", &pairs.pair("cpus", "N"))) };
+    let cpus = match cpus.or(most) {
+        Some(cpus) => cpus,
+        None if parts.iter().all(Option::is_none) => return Err(pairs.missing("cpus", &pairs.pair("cpus", "N"))),
+        None => u8::try_from(product).ok().filter(|product| *product <= MAX_CPUS).ok_or_else(|| {
+            pairs.mistake(format!("the topology has {product} CPUs; use one with at most {MAX_CPUS}"))
+        })?,
+    };
     if most.is_some_and(|most| most != cpus) {
         return Err(pairs.mistake(format!("CPUs cannot be hot-plugged; accepted: maxcpus={cpus}")));
     }
-    // Sockets, cores and threads are what every topology has; one that is left out is as large as it must be.
+    // With sockets, cores and threads the topology is complete; a part that is left out is as large as it must be.
     let is_whole = [0, 3, 4].iter().all(|&part| parts[part].is_some());
     if is_whole && product != u64::from(cpus) {
         let sentence = format!("the topology has {product} CPUs, and there are {cpus}; leave the topology out");
@@ -123,7 +127,7 @@ pub fn cpus(text: &str) -> Result<u8> {
     }
     if !u64::from(cpus).is_multiple_of(product) {
         let sentence =
-            format!("the topology has not {cpus} CPUs: {product} do not divide {cpus}; leave the topology out");
+            format!("{cpus} CPUs are not a multiple of the {product} in the topology; leave the topology out");
         return Err(pairs.mistake(sentence));
     }
     Ok(cpus)

@@ -73,7 +73,7 @@ impl VmSpec {
     }
 }
 
-/// The refusal of the first device that has no slot.
+/// The error for the first device that has no slot.
 fn too_many(device: &str, key: &str, slots: usize, devices: usize) -> Error {
     Error::usage(format!(
         "{device}: there is no slot for it, because of -machine {key}={slots}; use {key}={devices} or more, or leave {key} out"

@@ -63,8 +63,8 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// `-machine kernel-format=`: what it is.
     pub kernel_format: KernelFormat,
-    /// `-machine auto-kernel-cmdline=`: whether the kernel's command line names the virtio devices; if nothing is said, where
-    /// the kernel may need it (`machine::boot`).
+    /// `-machine auto-kernel-cmdline=`: whether the kernel's command line names the virtio devices; if `None`, `machine::boot`
+    /// decides.
     pub kernel_words: Option<bool>,
     /// `-cpu host,pmu=`: whether the guest has the host's performance counters, as far as KVM can show them.
     pub pmu: bool,
@@ -186,7 +186,7 @@ pub struct DriveSpec {
     /// `logical_block_size=`: the unit of the guest's requests in bytes, 512 or 4096; 512 if not given.
     pub logical_block: Option<u32>,
     /// `physical_block_size=` in bytes: a power of two from the logical block to [`MAX_PHYSICAL_BLOCK`]; what the host's
-    /// device says if not given.
+    /// device reports if not given.
     pub physical_block: Option<u32>,
     /// The id of the iothread that serves it (rules D1.6, D1.8); the main loop if none.
     pub iothread: Option<String>,
@@ -216,7 +216,7 @@ impl DriveSpec {
         }
     }
 
-    /// What the guest reads as the serial number is the beginning of the id: the warning about it. Two drives may look the same.
+    /// A warning, if the guest reads only the beginning of the id as the serial number: two drives may then look the same.
     pub fn cut_serial(&self) -> Option<String> {
         let cut = self.serial.is_none() && self.id.len() > MAX_SERIAL_BYTES;
         cut.then(|| {

@@ -2,8 +2,8 @@
 //!
 //! A handler of the main loop. Keys are passed on as the port has room for them and read little faster, so that pasting
 //! a file loses nothing, and a guest that reads nothing does not keep the escape from being seen. On a terminal `Ctrl-a x`
-//! ends the monitor and `Ctrl-a Ctrl-a` types one Ctrl-a. The machine runs in the background too, where no key is its own. The
-//! port itself is `devices::serial`'s.
+//! ends the monitor and `Ctrl-a Ctrl-a` types one Ctrl-a. In the background the machine runs on,
+//! and reads no key. The port itself is `devices::serial`'s.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -37,7 +37,7 @@ pub struct Console {
     /// What was typed and has not reached the guest.
     typed: Vec<u8>,
     input_watch: Option<Key>,
-    /// The watch on a terminal that is another job's: an edge for each key.
+    /// The watch on a terminal while another job is in the foreground: an edge for each key.
     away: Option<Key>,
     output_watch: Option<Key>,
     /// Input that epoll does not take, a file: always readable.
@@ -135,13 +135,13 @@ impl Console {
         self.input_watch.map_or(Ok(()), |watch| cx.set_interest(watch, interest))
     }
 
-    /// Whether the input may be read: to read a terminal that is another job's would stop the process.
+    /// Whether the input may be read: reading a terminal from the background would stop the process.
     fn is_ours(&self) -> bool {
         // A terminal that is gone is read to its end.
         self.escape == Escape::Off || terminal::claim().unwrap_or(true)
     }
 
-    /// Watches the input; a terminal of another job only for keys, each of which may be the first after `fg`.
+    /// Watches the input. In the background only edges are watched: each key may be the first after `fg`.
     fn watch_input(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         if let Some(watch) = self.away.take().or(self.input_watch.take()) {
             cx.unwatch(watch);
@@ -187,6 +187,8 @@ impl Handler for Console {
 
     fn ready(&mut self, event: Event, cx: &mut Cx<'_>) -> Result<Flow> {
         match event.tag {
+            // A new watch would report at once a line that the other job has not read yet, again and again.
+            AWAY if !self.is_ours() => {}
             AWAY => self.watch_input(cx)?,
             INPUT if !self.is_ours() => self.watch_input(cx)?,
             INPUT => {

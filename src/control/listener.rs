@@ -29,9 +29,9 @@ pub struct Listener {
     /// The watch on the socket, and the timer that ends a rest.
     watches: Option<(Key, Key)>,
     control: Sender<Message>,
-    /// Of the clients that are connected, and of some that have gone since.
+    /// Of the clients that are connected, and of some that have disconnected.
     seats: Vec<Weak<Seat>>,
-    /// Of what clients can cause as often as they like.
+    /// Limits the lines about refused clients.
     log: FaultLog,
 }
 
@@ -46,8 +46,8 @@ impl Listener {
         Ok(Listener { name, listener, watches: None, control, seats: Vec::new(), log: FaultLog::default() })
     }
 
-    /// Makes room for one more client: of those that have not negotiated the one goes that has been silent for the longest.
-    /// False if all have negotiated.
+    /// Makes room for one more client, if necessary by disconnecting one that has not negotiated: the one that has been silent for
+    /// the longest. False if all have negotiated.
     fn make_room(&mut self) -> bool {
         self.seats.retain(|seat| seat.strong_count() > 0);
         if self.seats.len() < MAX_CLIENTS {

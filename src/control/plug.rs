@@ -189,14 +189,14 @@ impl Plug {
         };
         let Node { device, mut drive } = self.nodes.remove(node);
         drive.device.clone_from(&asked.id);
-        // Kata's StratoVirt driver gives both one name, and never deletes the node.
+        // Kata's StratoVirt driver gives both the same name, and never deletes the node.
         drive.outlives_device = asked.drive.as_ref().is_some_and(|node| *node != asked.id);
         drive.spec.serial.clone_from(&asked.serial);
         if let Some(warning) = drive.spec.cut_serial() {
             warn!("{warning}");
         }
         let serial = asked.serial.clone().unwrap_or_else(|| drive.spec.id.clone());
-        // Heard before the guest's first request: the drive reads its orders when it comes into a loop.
+        // In effect before the guest's first request: the drive reads its orders when it is added to a loop.
         let _ = drive.orders.send(Order::Identify(serial));
         let disk = &mut inventory.disks[slot];
         disk.busy = true;
@@ -433,9 +433,12 @@ fn drives(inventory: &Inventory) -> impl Iterator<Item = &Drive> {
     inventory.disks.iter().filter_map(|disk| disk.drive.as_ref())
 }
 
-/// It is being opened, plugged, unplugged or closed.
+/// The error for a node or netdev that is being opened, plugged, unplugged or closed.
 fn under_way(what: &str, id: &str) -> Error {
-    Error::new(Kind::NotActive, format!("{what} '{id}' is busy with another command; try again when that is answered"))
+    Error::new(
+        Kind::NotActive,
+        format!("{what} '{id}' is busy with another command; try again when that has been answered"),
+    )
 }
 
 fn gone(_: Lost) -> Error {

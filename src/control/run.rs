@@ -263,7 +263,7 @@ impl Control {
     /// The guest has asked for a reset. It asks in vain while one is on its way: who pulls the line has not been parked yet.
     fn guest_resets(&mut self, how: &str, now_ns: u64) {
         if self.end.get().is_some() {
-            // Linux pulls the line until it is stopped.
+            // Linux asks again until its vCPU is parked.
         } else if self.no_reboot {
             info!("the guest resets the machine by {how}, which ends it (-no-reboot or reboot=off)");
             self.finish(ShutdownCause::GuestReset, End::Wanted);
@@ -278,7 +278,7 @@ impl Control {
     /// The host has no room for a page of guest memory. The machine stops, and the page is tried again at `cont`.
     fn guest_starves(&mut self, why: String, now_ns: u64) {
         if self.state != State::Running || self.waiting.iter().any(|change| matches!(change, Change::Stop(_))) {
-            // Each vCPU may say so until it is parked.
+            // Each vCPU may report it until it is parked.
             return;
         }
         if self.log.allows(now_ns) {
@@ -470,7 +470,7 @@ impl Control {
         let _ = self.leave.0.send(());
     }
 
-    /// Why the machine has failed, for commands that it did not come to.
+    /// The error for commands that are pending when the machine fails.
     fn failure(&self) -> Result<()> {
         match self.end.get() {
             Some(End::Failed(why)) => Err(Error::host(format!("the virtual machine has failed: {why}"))),

@@ -33,34 +33,34 @@ pub enum ToSession {
     Answer(Result<Value>),
     /// An event, and when it happened.
     Event(qmp::event::Event, Timestamp),
-    /// It is to make room for another client.
+    /// Disconnect the client, to make room for another.
     Leave,
 }
 
 /// One of the places that a listener has for clients: taken for as long as the session holds it.
 pub(super) struct Seat {
-    /// When the client said something last, or came; [`NEGOTIATED`] from the negotiation on.
+    /// When the client last sent something, or connected; [`NEGOTIATED`] once it has negotiated.
     silent_since_ns: AtomicU64,
     address: Sender<ToSession>,
 }
 
-/// Stands for a client that is not asked to make room.
+/// In place of a time: the client keeps its seat.
 const NEGOTIATED: u64 = u64::MAX;
 
 impl Seat {
-    /// Since when a client that has not negotiated has been silent.
+    /// Since when the client has been silent, if it has not negotiated.
     pub fn waits_since(&self) -> Option<u64> {
         Some(self.silent_since_ns.load(Relaxed)).filter(|&since| since != NEGOTIATED)
     }
 
-    /// Has the client leave.
+    /// Has the session disconnect its client.
     pub fn leave(&self) {
-        // A session that is gone has left.
+        // A session that has ended needs no message.
         let _ = self.address.send(ToSession::Leave);
     }
 }
 
-/// What a client reads for which there is no room.
+/// The error that a client reads when there is no room for it.
 fn no_room() -> Error {
     Error::usage(format!(
         "{MAX_CLIENTS} clients are connected to this socket, and a client that has not sent qmp_capabilities makes room for others; \
@@ -68,10 +68,10 @@ fn no_room() -> Error {
     ))
 }
 
-/// Tells a client for which there is no room, and lets it go.
+/// Sends the error to a client for which there is no room, and disconnects it.
 pub(super) fn refuse(mut stream: UnixStream) {
     let mut protocol = qmp::session::Session::refused(&no_room());
-    // A new socket has room for so little; a client that has gone need not read it.
+    // A new socket has room for one line. A client that has disconnected needs none.
     if let Ok(count) = stream.write(protocol.output()) {
         protocol.sent(count);
     }
@@ -91,7 +91,7 @@ pub(super) struct Session {
     /// The loop watches the socket no more: both sides are closed, and what is left is read to its end.
     hung_up: bool,
     seat: Arc<Seat>,
-    /// It is told to leave, and has been told why.
+    /// Its client is to be disconnected, unless it has negotiated by now.
     leaves: bool,
 }
 

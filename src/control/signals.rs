@@ -1,9 +1,9 @@
-//! What the host's users send to the process. SIGUSR1 writes to the log where everything stands; SIGTSTP and SIGCONT are the
-//! shell's `^Z` and `fg`; every other signal that would end the process ends the machine in good order.
+//! Signals from users of the host. SIGUSR1 writes the state of the machine to the log; SIGTSTP and SIGCONT are the shell's `^Z`
+//! and `fg`; every other signal that would end the process ends the machine in order.
 //!
-//! Not among them: those of a fault in the program, those of which a write tells by an error (SIGPIPE, SIGXFSZ), and SIGUSR2,
-//! by which a vCPU is called. A signal that was ignored when the program was started, as by `nohup`, stays ignored. A handler
-//! of the main loop. The signals are blocked in every thread (`sys::signalfd`).
+//! Not handled here: signals of a fault in the program, signals that accompany an error of write(2) (SIGPIPE, SIGXFSZ), and
+//! SIGUSR2, which interrupts a vCPU. A signal that was ignored when the program was started, as by `nohup`, stays ignored. A
+//! handler of the main loop. The signals are blocked in every thread (`sys::signalfd`).
 
 use std::fs;
 
@@ -54,7 +54,7 @@ impl Signals {
     }
 }
 
-/// Who has sent it, as a log line.
+/// The signal and its sender, as a log line.
 fn told(signal: Signal) -> String {
     let name = ENDS.into_iter().find(|(number, _)| *number == signal.number).map(|(_, name)| name.to_owned());
     let name = name.unwrap_or_else(|| format!("signal {}", signal.number));

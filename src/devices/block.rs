@@ -79,7 +79,7 @@ pub struct Block {
 pub enum Order {
     /// Other limits.
     Limit(SetLimits),
-    /// Another serial number, cut at 20 bytes.
+    /// Another serial number; its first 20 bytes are used.
     Identify(String),
     /// Its file has become longer: the slip is ended when the guest has been told.
     Grow(Done<()>),
@@ -159,7 +159,7 @@ impl Block {
         self.orders.0.clone()
     }
 
-    /// Carries out what was ordered. True if chains that were told to wait may ask again.
+    /// Carries out the orders. True if throttled chains may be tried again.
     fn take_orders(&mut self, cx: &Cx<'_>) -> bool {
         let mut changed = false;
         while let Some(order) = self.orders.1.receive() {
@@ -378,7 +378,7 @@ fn write_config(page: &Page, sectors: u64, topology: &Topology) {
     page.set_config(CAPACITY, &sectors.to_le_bytes());
     page.set_config(12, &SEG_MAX.to_le_bytes());
     page.set_config(20, &block.to_le_bytes());
-    // The topology: both kinds of block are powers of two, and the physical one is not the smaller.
+    // The topology: both block sizes are powers of two, and the physical one is not smaller than the logical one.
     page.set_config(24, &[blocks(topology.physical_block).trailing_zeros() as u8]);
     page.set_config(26, &u16::try_from(blocks(topology.minimum_io)).unwrap_or(0).to_le_bytes());
     page.set_config(28, &blocks(topology.optimal_io).to_le_bytes());
@@ -430,7 +430,7 @@ impl Device for Block {
         let bell = self.disk.bell().try_clone().context(|| format!("drive \"{}\"", self.id))?;
         cx.own(Box::new(bell), BELL)?;
         cx.listen(&self.orders.1, ORDERS);
-        // What was ordered before a plug holds for the first request.
+        // Orders sent before the plug are in effect for the first request.
         self.take_orders(cx);
         Ok(())
     }

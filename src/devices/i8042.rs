@@ -5,13 +5,13 @@
 
 use crate::bus::Slot;
 
-/// The command that pulses the reset line. Any even command from 0xf0 on does: it pulses the lines whose bits are clear, and
-/// bit 0 is the reset line.
+/// The usual command that pulses the reset line. A command from 0xf0 on pulses the lines whose bits are clear, and bit 0 is the
+/// reset line, so every even one does.
 pub const RESET: u8 = 0xfe;
 
-/// Of a command, the bits that say that it pulses lines, the reset line among them, and what they are then.
+/// A mask, and the value under it of each command that pulses the reset line.
 const PULSES_RESET: (u8, u8) = (0xf1, 0xf0);
-/// The command whose byte, written to the data port next, sets all output lines.
+/// The command after which the next byte written to the data port sets all output lines.
 const WRITE_OUTPUT: u8 = 0xd1;
 /// The output line that resets while it is low.
 const NOT_RESET: u8 = 1 << 0;

@@ -138,7 +138,7 @@ pub struct Net {
     plugged: bool,
     /// What the driver was told of the link.
     link: bool,
-    /// The host has set the tap's interface down, as far as the last packet tells.
+    /// The tap's interface was down when the last packet was sent.
     down: bool,
     bucket: Bucket,
     timer: Option<Key>,

@@ -1,7 +1,7 @@
 //! The chipset's reset registers: one bit of each restarts the machine when the guest sets it.
 //!
 //! The reset control register of a PCI chipset (port 0xcf9; Intel ICH, 13.7.5) and system control port A (0x92; ICH, 13.7.2).
-//! The keyboard controller's reset line is `i8042`'s. A vCPU's thread; what a reset means is decided by the callback.
+//! The keyboard controller's reset line is `i8042`'s. Runs on a vCPU's thread; the callback does the reset.
 
 use crate::bus::Slot;
 
@@ -18,7 +18,7 @@ pub struct ResetRegister {
 }
 
 impl ResetRegister {
-    /// Port 0xcf9: bit 2 restarts the machine, and bits 1 and 3 say how thoroughly, which is the same here.
+    /// Port 0xcf9: bit 2 restarts the machine. Bits 1 and 3 select the kind of reset, and all kinds are the same here.
     pub fn reset_control(on_reset: impl Fn() + Send + 'static) -> ResetRegister {
         ResetRegister { value: 0, at_reset: 0, writable: 0x0e, trigger: 1 << 2, on_reset: Box::new(on_reset) }
     }

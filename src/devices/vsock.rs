@@ -42,7 +42,7 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 
 /// Answers to packets that belong to no connection. Who has so many of them waiting is not heard until it takes some.
 const MAX_RSTS: usize = 256;
-/// The longest line that a client may say, as with Firecracker, whose buffer has 32 bytes.
+/// The longest line that a client may send: that of Firecracker, whose buffer has 32 bytes.
 const MAX_LINE_BYTES: usize = 31;
 /// Clients that are taken in before the others of the loop have their turn.
 const ACCEPTS_PER_CALL: usize = 16;

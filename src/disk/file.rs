@@ -24,8 +24,6 @@ use crate::sys::lock::{self, Lock, Used};
 
 /// How long a block device may be busy before it is refused.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// `fallocate(2)`'s way to give the space of a range back.
-pub(super) const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// The largest alignment of memory that our own buffers have.
 const PAGE_BYTES: u32 = 4096;
 
@@ -53,7 +51,7 @@ pub(super) struct DiskFile {
     offset_alignment: u32,
 }
 
-/// The sizes that the guest is told, in bytes.
+/// The sizes that the driver reads, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// The unit of the guest's requests: 512 or 4096.
@@ -67,7 +65,7 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Of a disk that consists of sectors of 512 bytes and says no more.
+    /// For a disk of 512-byte sectors whose other sizes are unknown.
     pub const SECTORS: Topology = Topology { logical_block: 512, physical_block: 512, minimum_io: 0, optimal_io: 0 };
 }
 
@@ -89,10 +87,10 @@ fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
     Ok(file)
 }
 
-/// How a drive is only read, wherever it is asked for.
+/// The advice to open a drive for reading only, as each interface spells it.
 const READ_ONLY: &str = "use readonly=on (\"read_only\": true in a file for -config, \"read-only\": true in QMP)";
 
-/// The refusal of a file that the host does not open.
+/// The error for a file that the host refuses to open.
 fn not_opened(spec: &DriveSpec, error: io::Error) -> Error {
     let is_socket = || spec.file.metadata().is_ok_and(|facts| facts.file_type().is_socket());
     let can_be_read = || {
@@ -112,8 +110,8 @@ fn not_opened(spec: &DriveSpec, error: io::Error) -> Error {
     }
 }
 
-/// Tries until it succeeds, for [`PATIENCE`] at most: udev and other programs that look at a new block device lock it or have
-/// it open for a moment.
+/// Tries again for up to [`PATIENCE`], because udev and other programs that examine a new block device lock it or hold it open
+/// for a moment.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -124,7 +122,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// The refusal of a block device that something else on the host has.
+/// The error for a block device that something else on the host uses.
 fn in_use(spec: &DriveSpec, facts: &Metadata, error: Error) -> Error {
     let user = block_device::user_of(facts).map(|user| format!(" ({user})")).unwrap_or_default();
     Error::host(format!("{:?} is in use on this host{user}: release it, or {READ_ONLY}", spec.file)).because(error)
@@ -160,7 +158,7 @@ impl DiskFile {
         }
         if facts.is_file() && facts.len() == 0 && (&file).read(&mut [0]).is_ok_and(|count| count > 0) {
             return Err(Error::host(format!(
-                "{:?} has no size, as files have that the kernel makes when they are read (/proc, /sys): use a regular file",
+                "{:?} has no size, as files have that the kernel makes when they are read (/proc, /sys): copy it to a file on a disk",
                 spec.file
             )));
         }
@@ -215,7 +213,7 @@ impl DiskFile {
         Ok(disk)
     }
 
-    /// Opens the file again, with the flags that a first look at it must not have.
+    /// Opens the file again, with flags that the first open must not have.
     fn open_again(&mut self, spec: &DriveSpec, flags: i32) -> Result<()> {
         let context = || format!("{:?}", spec.file);
         let facts = self.file.metadata().context(context)?;
@@ -244,8 +242,8 @@ impl DiskFile {
         Ok(())
     }
 
-    /// The block sizes for the guest: those that the user wants, else those of the host's device. The logical block
-    /// never follows the host's: a disk moved to another device must keep its partition table, which counts in such blocks.
+    /// The block sizes for the guest: those of the options, else those of the host's device. The logical block never follows the
+    /// host's, because a partition table counts in logical blocks, and must stay valid when the disk moves to another device.
     fn find_topology(&self, spec: &DriveSpec) -> io::Result<Topology> {
         let logical_block = self.topology.logical_block;
         let host = match self.is_block_device {
@@ -281,11 +279,11 @@ impl DiskFile {
         self.capacity.load(Relaxed)
     }
 
-    /// Discards a range; a file system or device that cannot says `EOPNOTSUPP`, `EINVAL` or the like. It may wait.
+    /// Discards a range; the error is `EOPNOTSUPP`, `EINVAL` or the like if the file system or device cannot. It may wait.
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         match self.is_block_device {
             true => block_device::discard(self.file.as_fd(), offset, len),
-            false => sys_io::fallocate(self.file.as_fd(), PUNCH_HOLE, offset, len),
+            false => sys_io::fallocate(self.file.as_fd(), sys_io::PUNCH_HOLE, offset, len),
         }
     }
 
@@ -335,9 +333,9 @@ impl DiskFile {
         self.first.as_ref().filter(|_| cached).unwrap_or(&self.file)
     }
 
-    /// Gives the lock back before the last descriptor is closed.
+    /// Releases the lock before the last descriptor is closed.
     pub(super) fn unlock(&self) {
-        // The lock cannot be worse than it is if this fails.
+        // If this fails, the lock goes with the last descriptor.
         let _ = self.get(true).unlock();
     }
 

@@ -11,9 +11,8 @@ use vm_memory::GuestMemoryBackend;
 
 use super::bounce::{BOUNCE_BYTES, Bounces, ZERO_BYTES};
 use super::engine::{Call, Work};
-use super::file::PUNCH_HOLE;
 use super::{GuestRam, IN_PLACE_BYTES, Op, Segment};
-use crate::sys::io::IoVec;
+use crate::sys::io::{IoVec, PUNCH_HOLE};
 
 /// How often an interrupted call is repeated before the guest is told.
 const MAX_RETRIES: u8 = 16;
@@ -133,7 +132,7 @@ impl Request {
                 Work::Allocate { mode: libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, len }
             }
         };
-        // Calls that transfer no memory use the first choice of the two descriptors: see `DiskFile::file`.
+        // A call that transfers no data is always made on `DiskFile::file`.
         let cached = self.route == Route::Alone && matches!(work, Work::Read { .. } | Work::Write { .. });
         Call { work, cached, long: len > IN_PLACE_BYTES }
     }

@@ -15,13 +15,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::MAX_IN_FLIGHT;
 use super::engine::{Call, Engine, Work};
-use super::file::{DiskFile, PUNCH_HOLE};
+use super::file::DiskFile;
 use super::threads::Threads;
 use crate::config::spec::MAX_VIRTIO_DEVICES;
-use crate::sys::io::{IoVec, MAX_IOVECS};
+use crate::sys::io::{IoVec, MAX_IOVECS, PUNCH_HOLE};
 
-/// Workers that io_uring may have for the requests of one loop: one for each that all its disks can have in flight. They are
-/// made when they are needed, and end when they have been idle for seconds.
+/// The most workers of io_uring for one loop: one for each request that all its disks can have in flight. The kernel starts them
+/// when they are needed, and ends those that have been idle for seconds.
 const MAX_WORKERS: u32 = (MAX_IN_FLIGHT * MAX_VIRTIO_DEVICES) as u32;
 
 /// One disk's ring. Dropping it waits for nothing: the kernel cancels what it can and lets the rest run out.
@@ -30,7 +30,7 @@ pub(super) struct Ring {
     id: String,
     /// Not registered with the ring: the kernel takes rings apart at leisure, and would keep the drive's lock meanwhile.
     file: Arc<DiskFile>,
-    /// For the calls that io_uring cannot make: discards of a block device. Made by the first.
+    /// For the calls that io_uring cannot make: discards of a block device. Made when the first one is queued.
     threads: Option<Threads>,
     bell: Arc<EventFd>,
     complained: bool,
@@ -41,8 +41,8 @@ pub(super) fn probe(bell: &EventFd) -> io::Result<()> {
     build(1, bell).map(drop)
 }
 
-/// A ring that rings this bell. It makes each of the three system calls once: a filter (seccomp) may refuse any of them alone,
-/// and requests that a ring has taken and cannot hand over would wait for ever.
+/// A ring that signals this bell. It makes each of the three system calls once, because a seccomp filter may refuse any one of
+/// them. Requests in a ring that cannot submit them would never complete.
 fn build(entries: u32, bell: &EventFd) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
@@ -66,8 +66,8 @@ impl Ring {
     /// A ring with room for every request, so that it is never full.
     pub(super) fn new(id: &str, file: &Arc<DiskFile>, bell: &Arc<EventFd>) -> io::Result<Ring> {
         let ring = build(MAX_IN_FLIGHT as u32, bell)?;
-        // The workers belong to the thread and not to the ring: with the kernel's few (four a processor), the requests of one
-        // stalled disk would leave none to the other disks of the loop. Linux before 5.15 has no such limit to set.
+        // The workers belong to the thread and not to the ring. With the kernel's default of four per processor, the requests of
+        // one stalled disk would leave none for the other disks of the loop. Linux before 5.15 cannot set this limit.
         let _ = ring.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, 0]);
         let (id, file, bell) = (id.to_owned(), Arc::clone(file), Arc::clone(bell));
         Ok(Ring { ring, id, file, threads: None, bell, complained: false })

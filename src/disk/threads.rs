@@ -19,8 +19,8 @@ const STACK_BYTES: usize = 64 << 10;
 
 type Answer = (u32, io::Result<usize>);
 
-/// One call, and the file it is made on. A thread lets go of the file before it answers, so a disk with nothing in flight
-/// closes its file, and with it a claim on a block device, when it is dropped and not when the last thread has ended.
+/// One call, and the file it is made on. A thread drops the file before it answers. So a disk with nothing in flight closes its
+/// file when it is dropped, and not when its last thread has ended; with the file goes the claim on a block device.
 struct Job {
     id: u32,
     call: Call,

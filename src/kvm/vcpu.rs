@@ -36,7 +36,7 @@ pub enum VcpuEvent {
     Shutdown,
     /// KVM cannot go on with this vCPU: why, and its registers; or it could not be reset. The vCPU runs no more.
     Failed(String),
-    /// The host has no room for a page of guest memory, and why. The vCPU tries again, and says so again, until it is parked.
+    /// The host has no room for a page of guest memory, and why. The vCPU tries again, and sends this again, until it is parked.
     Starved(String),
     /// Its index and registers, as [`VcpuHandle::dump`] asked.
     Registers(String),
@@ -150,7 +150,7 @@ impl Vcpu {
 /// room for another in the queue, and then refuses it.
 const CALL: libc::c_int = libc::SIGUSR2;
 
-/// How often the host may refuse KVM a thread before the vCPU gives up: with pauses of [`LONGEST_PAUSE`], for a second.
+/// How often the host may refuse KVM a thread before the vCPU fails: with pauses of [`LONGEST_PAUSE`] that takes a second.
 const MAX_REFUSALS: u32 = 100;
 /// The longest pause between two calls to a vCPU that is to end.
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
@@ -473,8 +473,8 @@ impl Runner {
         Outcome::Over(VcpuEvent::Failed(format!("{why}; {}", regs::dump(&self.vcpu.fd))))
     }
 
-    /// KVM_RUN has said EAGAIN. A vCPU that waits for its first INIT says so each time that it is called; one that could run
-    /// does when the host refuses KVM a thread, which may pass.
+    /// KVM_RUN has returned EAGAIN. For a vCPU that waits for its first INIT this is the answer to each signal. For any other the
+    /// host has refused KVM a thread, and may allow it later.
     fn try_again(&mut self) -> Outcome {
         if self.vcpu.fd.get_mp_state().is_ok_and(|state| state.mp_state == KVM_MP_STATE_UNINITIALIZED) {
             return Outcome::Interrupted;

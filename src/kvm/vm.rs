@@ -125,7 +125,7 @@ impl Vm {
         &self.cpuid
     }
 
-    /// Has the vCPUs that are made from now on show no performance counters.
+    /// Hides the performance counters from vCPUs that are made later.
     pub fn hide_pmu(&mut self) {
         cpuid::hide_pmu(&mut self.cpuid);
     }
@@ -165,7 +165,7 @@ impl Vm {
     }
 }
 
-/// What KVM is told of the guest's memory: RAM with a hole for the ROM below 1 MiB, and the ROM there and below 4 GiB.
+/// The memory slots for KVM: RAM with a hole for the ROM below 1 MiB, and the ROM there and below 4 GiB.
 fn memory_slots(ram: &GuestRam) -> Vec<kvm_userspace_memory_region> {
     let mut pieces = Vec::new();
     for region in ram.iter() {

@@ -36,8 +36,8 @@ pub struct Boot {
     initrd: Option<(PathBuf, File)>,
     /// The user's part of the command line.
     append: String,
-    /// The words that name the virtio devices, and whether they are given: by the kernel and its command line, if nothing is
-    /// said.
+    /// The words that name the virtio devices, and whether the command line has them. If `None`, the kernel and its command line
+    /// decide.
     words: (String, Option<bool>),
 }
 
@@ -56,15 +56,16 @@ impl Boot {
         Ok(Boot { kernel, format, initrd, append, words: (String::new(), None) })
     }
 
-    /// The same with these words for the virtio devices, given, left out, or as the kernel needs them.
+    /// The same with these words for the virtio devices: added, left out, or, if `given` is `None`, added if the kernel reads them.
     #[must_use]
     pub fn with_words(self, words: String, given: Option<bool>) -> Boot {
         Boot { words: (words, given), ..self }
     }
 
-    /// The whole command line, and how many bytes of it are the words for the devices. Words that a kernel does not know it warns of, so they are given to those that read them: with
-    /// ACPI switched off, and to a kernel that has the parameter. What is in a bzImage is compressed; distributions' find the
-    /// devices by ACPI.
+    /// The whole command line, and how many bytes of it are the words for the devices.
+    ///
+    /// A kernel warns of words that it does not know, so only a kernel that reads them gets them: one that has the parameter, and
+    /// any if ACPI is switched off. A bzImage is compressed and cannot be searched; those of distributions use ACPI.
     fn command_line(&self, is_bzimage: bool) -> Result<(String, usize)> {
         let (words, given) = &self.words;
         let given = match given {
@@ -129,8 +130,8 @@ fn open(path: &Path, what: &str) -> Result<File> {
     Ok(file)
 }
 
-/// The kernel's command line: the user's words and then the monitor's `own`, but before a word `--`, because all words after
-/// that are init's (Linux, Documentation/admin-guide/kernel-parameters.rst).
+/// The kernel's command line: the user's words, then the monitor's `own`. These go before a word `--`, because all words after it
+/// are for init (Linux, Documentation/admin-guide/kernel-parameters.rst).
 pub fn command_line(append: &str, own: &str) -> String {
     let at = end_of_options(append);
     let (kernels, inits) = append.split_at(at);
@@ -162,7 +163,7 @@ fn has_parameter(kernel: &File) -> io::Result<bool> {
     }
 }
 
-/// Bytes of a kernel that are looked through at once: they stay in the processor's cache.
+/// Bytes of a kernel that are searched at once: they stay in the processor's cache.
 const SCAN_BYTES: usize = 256 << 10;
 
 /// Whether the user's words switch ACPI off.
@@ -170,8 +171,8 @@ fn has_acpi_off(append: &str) -> bool {
     append[..end_of_options(append)].split_ascii_whitespace().any(|word| word.trim_matches('"') == "acpi=off")
 }
 
-/// Where the word `--` begins; where the line ends, if there is none. As for the kernel, a blank in double quotes ends no word,
-/// and the quotes around a word are no part of it.
+/// Where the word `--` begins, or the end of the line if there is none. The kernel's rules for quotes hold: a blank in double
+/// quotes does not end a word, and the quotes around a word do not belong to it.
 fn end_of_options(line: &str) -> usize {
     let mut start = 0;
     let mut quoted = false;
@@ -193,7 +194,7 @@ fn write_command_line(ram: &GuestRam, line: &str, own_bytes: usize, kernel_max: 
     if line.len() as u64 > max {
         return Err(Error::usage(format!(
             "kernel command line: {} bytes, of which {} are the monitor's own words for its devices, and this kernel reads {max} \
-             at most: make -append shorter, or have fewer empty slots (-machine microvm,disk-slots=N,nic-slots=N)",
+             at most: make -append shorter, or use fewer empty slots (-machine microvm,disk-slots=N,nic-slots=N)",
             line.len(),
             own_bytes
         )));

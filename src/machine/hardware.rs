@@ -70,7 +70,7 @@ impl Image {
     /// thread, then the boot vCPU's: it takes as long as the files are long.
     ///
     /// # Errors
-    /// A file cannot be read any more, or is not what it was. Memory has no room in its file system any more.
+    /// A file can no longer be read, or has changed. Memory no longer has room in its file system.
     pub fn load(&mut self) -> Result<Entry> {
         let again = std::mem::replace(&mut self.used, true);
         let zeroed = if again { self.give_back() } else { memory::is_blank(self.vm.ram()) };

@@ -25,8 +25,9 @@
 //! ```
 //!
 //! Ports: i8042 at 0x60 and 0x64, system control port A at 0x92, the serial port at 0x3f8 to 0x3ff, pvpanic at 0x505, ACPI's
-//! sleep registers at 0x600 and 0x601, reset control at 0xcf9; the two 8259 (0x20, 0xa0, 0x4d0) are in KVM. Interrupts: 4 for the serial port, 5 to 15 for the virtio slots in
-//! order (rule D3.4: eleven devices at most), 16 for the power button, which only the I/O APIC has; all of them edges.
+//! sleep registers at 0x600 and 0x601, reset control at 0xcf9; the two 8259 (0x20, 0xa0, 0x4d0) are in KVM. Interrupts: 4 for
+//! the serial port, 5 to 15 for the virtio slots in order (rule D3.4: eleven devices at most), 16 for the power button, which
+//! only the I/O APIC has; all of them edges.
 
 use crate::config::spec::MAX_VIRTIO_DEVICES;
 use crate::devices::i8042;
@@ -137,7 +138,7 @@ pub fn virtio_slot(index: usize) -> Option<VirtioSlot> {
     })
 }
 
-/// The parameter by which a kernel without ACPI is told of a slot.
+/// The kernel parameter that names a slot to a kernel without ACPI.
 pub const KERNEL_PARAMETER: &str = "virtio_mmio.device";
 
 impl VirtioSlot {

@@ -21,11 +21,12 @@ use crate::sys::io::IoVec;
 /// Pages that one mincore(2) is asked about.
 const ASKED: usize = 1024;
 
-/// Whether guest memory is part of core dumps: what covers a part of it is what that part was.
+/// Whether guest memory is part of core dumps. Memory that covers a part of it follows this too.
 pub(super) static DUMPED: AtomicBool = AtomicBool::new(true);
-/// How many covers there are since the last reset. Each may split a mapping in three.
+/// Covers made since the last reset. Each may split a mapping in three.
 static COVERS: AtomicUsize = AtomicUsize::new(0);
-/// The most of them: half of the mappings that a process may have (vm.max_map_count), for a guest chooses their number.
+/// The most covers. The guest chooses their number; with the mappings that they split off they take half of those that a process
+/// may have (vm.max_map_count).
 const MAX_COVERS: usize = 16_384;
 
 /// Ranges of guest memory on their way back to the host: collected, and given back together.
@@ -44,11 +45,11 @@ pub struct Discard {
 
 /// How memory goes back.
 enum Way {
-    /// By this advice: memory without content in a file is dropped; of shared memory a hole is made, so that a file or another process's
-    /// mapping does not keep it.
+    /// By this advice to madvise(2). Private memory is dropped. Shared memory becomes a hole in its file, because otherwise the
+    /// file or the mapping of another process would keep it.
     Advice(libc::c_int),
-    /// A private mapping of a file would show the file's content again: anonymous memory covers it. The file is
-    /// /proc/self/pagemap, which tells the pages of this VM from those of the file that any process has read.
+    /// By covering it with anonymous memory, because a private mapping of a file would show the file's content again. The file
+    /// here is /proc/self/pagemap, which distinguishes the pages of this VM from the page cache of the file.
     Cover(Option<File>),
 }
 
@@ -77,7 +78,7 @@ impl Way {
         }
     }
 
-    /// How many of `count` pages from `start` on the host would get, if it can be said.
+    /// How many of the `count` pages from `start` on the host would get back.
     fn resident(&self, start: *mut u8, count: usize) -> io::Result<usize> {
         match self {
             Way::Advice(_) => {
@@ -121,7 +122,9 @@ fn cover(start: *mut libc::c_void, len: usize) -> io::Result<()> {
     // SAFETY: the range is a part of guest memory, which is read and written as volatile memory only, so its change is like
     // a write of the guest's.
     if unsafe { libc::mmap(start, len, protection, flags, -1, 0) } == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        COVERS.fetch_sub(1, Relaxed);
+        return Err(error);
     }
     if DUMPED.load(Relaxed) { Ok(()) } else { leave_out_of_dumps(start.cast(), len) }
 }
@@ -224,8 +227,7 @@ pub fn can_discard(ram: &GuestRam) -> io::Result<()> {
     for file in shared {
         // A hole behind the file's end changes nothing, and is refused where a real one would be.
         let end = file.file().metadata()?.len().next_multiple_of(PAGE_BYTES);
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        sys_io::fallocate(file.file().as_fd(), mode, end, PAGE_BYTES)?;
+        sys_io::fallocate(file.file().as_fd(), sys_io::PUNCH_HOLE, end, PAGE_BYTES)?;
     }
     Ok(())
 }
@@ -240,7 +242,7 @@ pub fn discard_all(ram: &GuestRam) -> io::Result<()> {
     if page_bytes(ram)? != PAGE_BYTES {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    // Those there are go with the covers that follow.
+    // New covers replace all the earlier ones.
     COVERS.store(0, Relaxed);
     let way = Way::of(ram);
     // SAFETY: the range is the region's mapping, which `ram` holds.

@@ -29,7 +29,7 @@ pub(super) struct Backing {
 }
 
 impl Backing {
-    /// Opens or makes the file for `bytes` of memory, `shared` with whoever maps it or private to this VM.
+    /// Opens or makes the file for `bytes` of memory, `shared` with other processes that map it or private to this VM.
     ///
     /// # Errors
     /// The path leads nowhere or to no regular file; the file is shorter than the memory, and not empty; the file system
@@ -151,8 +151,8 @@ fn open_or_make(path: &Path) -> io::Result<(File, bool)> {
     }
 }
 
-/// Takes the space of a shared file, so that no page of it can be missing later. A hole that the balloon makes gives it back.
-/// On hugetlbfs the mapping has done so.
+/// Allocates the space of a shared file, so that no page of it can be missing later. The balloon gives parts of it back. On
+/// hugetlbfs the mapping has reserved the space already.
 ///
 /// # Errors
 /// The file system is full; the sentence names it.
@@ -185,7 +185,7 @@ pub fn full_file_system(ram: &GuestRam) -> Option<String> {
     Some(format!("the file system of guest memory is full ({}); make room there", name(found.file())))
 }
 
-/// Less than this is no room for a page: file systems round what is free.
+/// A file system with fewer free bytes counts as full, because the number that it reports is not exact.
 const FULL_BYTES: u64 = 1 << 20;
 
 /// Where an open file is.

@@ -59,8 +59,8 @@ pub fn allocate(bytes: u64, share: bool, dump: bool) -> Result<Arc<GuestRam>> {
 }
 
 /// The same on the file at `path`, or on one without a name in the folder there. Without `share` the guest's writes do not
-/// reach the file; anonymous memory then covers one that is a single hole. A file without a name is always mapped shared. A private
-/// mapping could have a page twice, in the file and outside.
+/// reach the file; a file that is a single hole is then covered by anonymous memory. A file without a name is always mapped
+/// shared, because a private mapping could hold a page twice: in the file and outside.
 ///
 /// # Errors
 ///

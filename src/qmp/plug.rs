@@ -52,8 +52,7 @@ names! {
     }
 }
 
-/// A member of a plug that has no effect here, as StratoVirt or QEMU clients write it: both use text for some switches and
-/// numbers.
+/// A member of `device_add` that has no effect here. Clients of StratoVirt and QEMU write some switches and numbers as text.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct NoEffect(Value);
@@ -157,11 +156,11 @@ object! {
         "queue-size" => queue_size: Option<u16>,
         /// No effect: there is one bus.
         "bus" => bus: Option<NoEffect>,
-        /// No effect: a file that is open is known by its lock.
+        /// No effect: the lock of a file decides whether it may be shared.
         "share-rw" => share_rw: Option<NoEffect>,
         /// Bytes of the unit of requests: only 512, which the driver of an empty slot has read.
         "logical_block_size" => logical_block_size: Option<u32>,
-        /// No effect: the driver has read that of the slot.
+        /// No effect: the driver has already read the slot's.
         "physical_block_size" => physical_block_size: Option<u32>,
         /// No effect: all devices are modern ones.
         "disable-modern" => disable_modern: Option<NoEffect>,

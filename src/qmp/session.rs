@@ -81,7 +81,7 @@ impl Session {
         }
     }
 
-    /// A conversation of one line, which says why there is none.
+    /// A session that only sends an error.
     pub fn refused(error: &Error) -> Self {
         let mut session = Session::new();
         session.output.clear();
@@ -89,7 +89,7 @@ impl Session {
         session
     }
 
-    /// Says why the conversation ends, after what is to be sent already.
+    /// Appends the reason why the session ends to the output.
     pub fn refuse(&mut self, error: &Error) {
         response::failure(&mut self.output, None, error);
     }

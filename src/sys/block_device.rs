@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 const BLKROGET: libc::c_ulong = 0x125e;
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
-/// Sizes in bytes; 0 where the device does not say.
+/// Sizes in bytes; 0 if the device does not report one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Geometry {
     /// The smallest write that the device does without reading first.
@@ -22,7 +22,7 @@ pub struct Geometry {
     pub optimal_io: u32,
 }
 
-/// Asks for a number that the kernel writes as a C `int` or `unsigned int`.
+/// Makes a request by which the kernel writes a C `int` or `unsigned int`.
 fn number(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<u32> {
     let mut value: libc::c_uint = 0;
     // SAFETY: each of the requests made here writes one 32-bit number.
@@ -32,10 +32,10 @@ fn number(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<u32> {
     }
 }
 
-/// Whether the device refuses writes (`BLKROGET`), which an open for writing does not tell.
+/// Whether the device refuses writes (`BLKROGET`). An open for writing succeeds even then.
 ///
 /// # Errors
-/// What ioctl(2) says.
+/// Those of ioctl(2).
 pub fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(number(fd, BLKROGET)? != 0)
 }
@@ -43,7 +43,7 @@ pub fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
 /// The device's geometry.
 ///
 /// # Errors
-/// What ioctl(2) says.
+/// Those of ioctl(2).
 pub fn geometry(fd: BorrowedFd<'_>) -> io::Result<Geometry> {
     Ok(Geometry {
         physical_block: number(fd, libc::BLKPBSZGET as _)?,
@@ -52,12 +52,13 @@ pub fn geometry(fd: BorrowedFd<'_>) -> io::Result<Geometry> {
     })
 }
 
-/// Discards `len` bytes from `offset` on. `EOPNOTSUPP`: the device cannot; `EINVAL`: not whole logical blocks.
+/// Discards `len` bytes from `offset` on.
 ///
-/// fallocate(2) does something else: on a block device it writes zeros, which a device that can discard may not support.
+/// Not by fallocate(2): on a block device that writes zeros, which a device that can discard may not support.
 ///
 /// # Errors
-/// What ioctl(2) says.
+/// `EOPNOTSUPP` if the device cannot discard, `EINVAL` if the range is not made of whole logical blocks, and others of
+/// ioctl(2).
 pub fn discard(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     let range = [offset, len];
     // SAFETY: the kernel reads two 64-bit numbers.
@@ -103,8 +104,8 @@ fn user_of_number(number: libc::dev_t) -> Option<String> {
     })
 }
 
-/// Where a line of mountinfo (proc_pid_mountinfo(5)) says that the device is mounted. Btrfs has device numbers
-/// of its own there, so the source is looked at too.
+/// The mount point in a line of mountinfo (proc_pid_mountinfo(5)), if it is a mount of the device. Btrfs has device numbers of
+/// its own there, so the source is compared too.
 fn mounted_at<'l>(line: &'l str, number: &str, is_it: impl Fn(&str) -> bool) -> Option<&'l str> {
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ').skip(2);

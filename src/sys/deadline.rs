@@ -1,7 +1,8 @@
 //! `Deadline`: the end of the process, also if one of its threads never ends.
 //!
-//! A thread that waits for a file that no longer answers cannot be joined. The end of the process does not need it: the
-//! kernel ends all threads. A thread of its own watches, for the one that takes the machine apart may itself be held up.
+//! A thread that waits for a file that no longer answers cannot be joined. The process can end without it, because the
+//! kernel then ends all threads. A thread of its own watches, because the main thread, which takes the machine apart, may
+//! hang too.
 
 use std::fs;
 use std::process;
@@ -15,15 +16,19 @@ use super::{gettid, own_file, terminal};
 
 /// How long the threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many times as long the main thread may take: hundreds of GiB of memory are not given back in seconds.
+/// The main thread may take this many times as long: giving back hundreds of GiB of memory takes more than seconds.
 const MAIN: u32 = 12;
+
+/// How the names of threads begin that the host's kernel adds to the process: KVM's, and io_uring's workers. They end with the
+/// machine or the thread that they serve. An idle worker of io_uring stays for as long as its thread.
+const KERNELS: [&str; 2] = ["kvm-", "iou-"];
 
 /// Ends the process unless this is dropped in time.
 pub struct Deadline(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl Deadline {
-    /// If other threads than the caller's, which is the main thread, still run in five seconds, the process ends with `code`, its
-    /// files removed and its terminal restored. Without a thread, if the host has none left, it does not.
+    /// The caller is the main thread. If other threads still run after five seconds, the process ends with `code`, its files
+    /// removed and its terminal restored. If the host refuses the thread that watches, nothing ends the process.
     pub fn begin(code: u8) -> Deadline {
         let (end, ended) = channel::<()>();
         let thread = thread::Builder::new().name("end".into()).spawn(move || {
@@ -54,7 +59,8 @@ impl Drop for Deadline {
     }
 }
 
-/// The threads of ours beside the main thread and this one, and what each waits for in the kernel as far as that tells.
+/// The other threads of this process, without the main thread. With each, the kernel function in which it waits, if the
+/// kernel shows it.
 fn others() -> Vec<String> {
     let known = [process::id().to_string(), gettid().to_string()];
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
@@ -62,8 +68,8 @@ fn others() -> Vec<String> {
     let name = |thread: fs::DirEntry| {
         let name = fs::read_to_string(thread.path().join("comm")).ok()?;
         let place = fs::read_to_string(thread.path().join("wchan")).unwrap_or_default();
-        // KVM's own belong to the machine, which the main thread takes apart.
-        (!name.starts_with("kvm-")).then(|| format!("thread {:?} is in {place:?}", name.trim_end()))
+        let is_kernels = KERNELS.iter().any(|kernels| name.starts_with(kernels));
+        (!is_kernels).then(|| format!("thread {:?} is in {place:?}", name.trim_end()))
     };
     others.filter_map(name).collect()
 }

@@ -159,6 +159,9 @@ fn magic(facts: &libc::statfs) -> i64 {
     facts.f_type as _
 }
 
+/// The mode of fallocate(2) that gives the space of a range back.
+pub const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
 /// `fallocate(2)`: `mode` is a set of `FALLOC_FL_*`.
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: no memory is involved.
@@ -181,7 +184,8 @@ pub fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Whether a *regular* file is known to live in memory, so that no access to it waits for a disk: tmpfs and ramfs.
 ///
-/// Of anything else fstatfs(2) tells the file system of its name: for a block device that of /dev, which is in memory.
+/// For other files fstatfs(2) describes the file system that holds their name: for a block device that is /dev, which is in
+/// memory.
 pub fn is_in_memory(fd: BorrowedFd<'_>) -> bool {
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
     let mut facts = MaybeUninit::<libc::statfs>::zeroed();
@@ -203,8 +207,8 @@ fn is_regular(fd: BorrowedFd<'_>) -> bool {
 
 /// What `O_DIRECT` asks of the address in memory and of offset and length, in bytes (`STATX_DIOALIGN`, Linux 6.1).
 ///
-/// `None` where the kernel or the file system does not say, or a filter of system calls (seccomp) refuses statx(2), as older
-/// container run times do; zeros where the file cannot do it.
+/// `None` if the kernel or the file system does not report it, or if a seccomp filter refuses statx(2), as those of older
+/// container runtimes do; zeros if the file does not support direct I/O.
 pub fn direct_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
     let mut facts = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is a C string, and the kernel fills the structure it is given.

@@ -1,5 +1,5 @@
 //! The advisory lock on each file that the VM is made of (drives, kernel, initrd, memory, log): one VM that writes it, or any
-//! number that only read.
+//! number of VMs that only read it.
 //!
 //! It is `flock(2)`, because `/proc/locks` then names the holder, and because it belongs to the open file: it goes away
 //! with the last descriptor, however the process ends. It stops only programs that take it too. Main thread, at open; for a
@@ -16,28 +16,28 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 
-/// How long a lock is waited for whose process is gone: the kernel still has the last requests of that process.
+/// How long to wait for a lock whose process is gone, because the kernel still has requests of that process in flight.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who else may have the file at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
-    /// Others that read it.
+    /// Other readers.
     Shared,
-    /// Nobody.
+    /// No one else.
     Exclusive,
 }
 
-/// What this VM has its files for: device and inode, and the use in words.
+/// The uses of this VM's files: device and inode, and the use in words.
 static USES: Mutex<Vec<(Identity, String)>> = Mutex::new(Vec::new());
 
 type Identity = (u64, u64);
 
-/// A file that this VM has for as long as this lives.
+/// A use that is noted until this is dropped.
 #[derive(Debug)]
 pub struct Used((Identity, String));
 
-/// Notes what this VM is about to lock the file for. Guest memory is what no other use is noted for.
+/// Notes the use for which this VM is about to lock the file. Guest memory is not noted: it is the use of a file without a note.
 ///
 /// # Errors
 /// Those of fstat(2).
@@ -49,7 +49,7 @@ pub fn used(file: &File, what: impl Into<String>) -> io::Result<Used> {
 }
 
 impl Used {
-    /// The process has the file until its end.
+    /// Keeps the note until the process ends.
     pub fn keep(self) {
         mem::forget(self);
     }
@@ -64,7 +64,7 @@ impl Drop for Used {
     }
 }
 
-/// The first use of the file, which is the one before that which is refused.
+/// The use that conflicts. The use that is being refused is noted last, so a conflicting use is noted before it, or is memory.
 fn use_of(facts: &Metadata) -> String {
     let uses = USES.lock().unwrap_or_else(PoisonError::into_inner);
     let file = (facts.dev(), facts.ino());

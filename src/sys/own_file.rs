@@ -31,7 +31,7 @@ fn remove(path: &Path, file: Identity) {
     }
 }
 
-/// A file that was made by this process, and is removed when this is dropped.
+/// A file that this process has made. It is removed when this is dropped.
 #[derive(Debug)]
 pub struct OwnFile {
     path: PathBuf,
@@ -62,7 +62,7 @@ impl Drop for OwnFile {
     }
 }
 
-/// Removes all of them.
+/// Removes the files of all owners that were not dropped.
 pub fn remove_all() {
     let files = std::mem::take(&mut *all());
     files.into_iter().for_each(|(path, file)| remove(&path, file));

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// How long a reader is patient, in milliseconds.
+/// How long a reader waits before it reports that, in milliseconds.
 const PATIENCE_MS: i32 = 1000;
 
 /// Whether a write to `fd` would go ahead, or fail, without waiting.
@@ -14,14 +14,14 @@ pub fn is_writable(fd: BorrowedFd) -> bool {
     is_ready(fd, libc::POLLOUT, 0)
 }
 
-/// Whether one of the events comes within that number of milliseconds; -1 waits for one.
+/// Whether one of the events is there within that number of milliseconds; -1 waits without a limit.
 fn is_ready(fd: BorrowedFd, events: i16, timeout_ms: i32) -> bool {
     let mut asked = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one pollfd is passed and one is what the count says.
     unsafe { libc::poll(&raw mut asked, 1, timeout_ms) == 1 }
 }
 
-/// Reads a file that was opened with `O_NONBLOCK` as if it had not been, and tells when that takes more than a second.
+/// Reads a file that was opened with `O_NONBLOCK` as if it were blocking, and reports when it has waited for a second.
 pub struct Patient<'a, F: FnOnce()> {
     file: &'a File,
     tell: Option<F>,

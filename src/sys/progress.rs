@@ -1,8 +1,8 @@
 //! `Progress`: tells somebody who waits for a start what it is at, when it takes longer than a second.
 //!
 //! It goes to standard error, whatever the log's level and file: who has typed a command looks there. A thread of its own
-//! waits, because a start that is held up by a file can look at neither a clock nor a signal; it ends with the start. Main
-//! thread.
+//! watches the clock and the signals, because the main thread may hang in an access to a file. It ends with the start. Used by
+//! the main thread.
 
 use std::process;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -14,7 +14,7 @@ use super::{own_file, signalfd, sink};
 
 /// How long nobody is told anything; then after twice as long each time.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is looked whether the process is to end.
+/// How often the thread checks whether a signal is pending.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A start that goes on until this is dropped.
@@ -25,8 +25,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A start begins now. One of the `signals`, which are blocked, ends the process if the start does not get as far as to read
-    /// it. Without a thread, if the host has none left, nobody is told and no signal is seen.
+    /// A start begins now. The `signals` are blocked: one that is pending ends the process here, because the main loop does not
+    /// read it yet. If the host refuses the thread, nothing is reported and no signal ends the start.
     pub fn begin(signals: Vec<i32>) -> Progress {
         let step = Arc::new(Mutex::new(String::new()));
         let (end, ended) = channel::<()>();

@@ -22,7 +22,7 @@ pub struct Signal {
 }
 
 impl SignalFd {
-    /// Blocks `signals` and makes them readable here, but for those that are ignored, as by `nohup`: they stay ignored.
+    /// Blocks `signals` and makes them readable here. A signal that is ignored, as by `nohup`, stays ignored.
     ///
     /// # Errors
     /// EMFILE and the like from signalfd(2); EINVAL for a number that is no signal.
@@ -69,7 +69,7 @@ fn set(signals: impl Iterator<Item = i32>) -> libc::sigset_t {
     }
 }
 
-/// Whether one of these signals, which are blocked, waits to be read.
+/// Whether one of these signals, which are blocked, is pending.
 pub fn is_pending(signals: &[i32]) -> bool {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: the kernel fills the set, which the calls after it only read.

@@ -1,8 +1,8 @@
-//! Lines to a file that may not take them: the log's, and those on standard error. No thread ever waits for a reader.
+//! Writes the lines of the log and of standard error. No thread ever waits for a reader.
 //!
 //! A line that a pipe or a terminal does not take is lost and counted; the count is written before the next line that is
-//! taken. Standard error belongs to other processes too, so its open file is never switched to non-blocking: it is opened a
-//! second time where that is possible, and asked before each write where it is not. Any thread.
+//! taken. Other processes share standard error, so its open file is never switched to non-blocking. It is opened a second
+//! time where that is possible; otherwise poll(2) is called before each write. Any thread.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -16,21 +16,21 @@ use std::time::{Duration, Instant};
 
 use super::{clock, gettid, poll};
 
-/// How long the last line of the process is offered to a reader that is slow.
+/// How long the last line of the process waits for a slow reader.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 /// A terminal or pipe that is writable has room for this number of bytes.
 const AT_ONCE: usize = 256;
 
-/// Standard error, once something was written to it.
+/// Standard error, after it was opened here.
 static STDERR: Mutex<Option<Sink>> = Mutex::new(None);
 
 /// A file that lines are written to.
 #[derive(Debug)]
 pub struct Sink {
     way: Way,
-    /// What is left of a line of which the file took the beginning.
+    /// The end of a line of which the file took only the beginning.
     rest: Vec<u8>,
-    /// Lines that the file did not take since the last one that it took.
+    /// Lines lost since the last one that the file took.
     lost: u64,
 }
 
@@ -39,15 +39,15 @@ pub struct Sink {
 enum Way {
     /// A regular file, or one that was opened with `O_NONBLOCK`.
     Plain(File),
-    /// A socket that others have too.
+    /// A socket that other processes share.
     Socket(OwnedFd),
-    /// A pipe or terminal that others have too, and that could not be opened again.
+    /// A pipe or terminal that other processes share, and that could not be opened again.
     Shared(File),
 }
 
 impl Sink {
-    /// Opens a file to append to, and makes it if it does not exist. A FIFO needs no reader, now or later: what it has room
-    /// for waits in it.
+    /// Opens a file to append to; `options` decide whether to create it. A FIFO needs no reader, now or later: it holds the lines
+    /// for which it has room.
     ///
     /// # Errors
     /// Those of open(2).
@@ -70,7 +70,7 @@ impl Sink {
         Sink::shared(io::stdout().as_fd())
     }
 
-    /// A sink into a descriptor whose open file other processes have too.
+    /// A sink into a descriptor whose open file other processes share.
     fn shared(fd: BorrowedFd<'_>) -> io::Result<Sink> {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let file = File::from(fd.try_clone_to_owned()?);
@@ -163,13 +163,13 @@ fn with_stderr(act: impl FnOnce(&mut Sink)) {
     if stderr.is_none() {
         *stderr = Sink::shared(io::stderr().as_fd()).ok();
     }
-    // A process that has no standard error, and no descriptor left for one, has nobody to tell.
+    // Without standard error, or a descriptor for it, the line is lost.
     if let Some(sink) = stderr.as_mut() {
         act(sink);
     }
 }
 
-/// Opens standard error, for which there may be no descriptor left when a line is to be written.
+/// Opens standard error now, because there may be no descriptor left for it later.
 pub fn open_stderr() {
     with_stderr(|_| ());
 }
@@ -179,7 +179,7 @@ pub fn stderr_line(line: &[u8]) {
     with_stderr(|sink| sink.line(line));
 }
 
-/// Writes the last line of the process to standard error. A reader that is slow has a second to make room.
+/// Writes the last line of the process to standard error. A slow reader has a second to make room.
 pub fn stderr_last_line(line: &[u8]) {
     let until = Instant::now() + LAST_PATIENCE;
     with_stderr(|sink| {
@@ -196,7 +196,7 @@ pub fn stderr_last_line(line: &[u8]) {
     });
 }
 
-/// Forgets standard error, which has become another file: what it was before is closed.
+/// Closes the second open file of standard error, whose descriptor now leads to another file.
 pub fn stderr_changed() {
     *STDERR.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 static FOUND: OnceLock<(RawFd, libc::termios)> = OnceLock::new();
 /// Whether the terminal is not as it was found.
 static RAW: AtomicBool = AtomicBool::new(false);
-/// Whether a [`Terminal`] lives.
+/// Whether there is a [`Terminal`].
 static HELD: AtomicBool = AtomicBool::new(false);
 
 /// A terminal in raw mode; as it was found once this is dropped.
@@ -57,7 +57,7 @@ impl Terminal {
     }
 }
 
-/// Puts the terminal into raw mode, if a [`Terminal`] lives and that is not so yet. False if the terminal is another job's.
+/// Puts the terminal into raw mode, if there is a [`Terminal`] and it is not raw yet. False if another job is in the foreground.
 ///
 /// # Errors
 /// The host refuses to change the settings.
@@ -82,8 +82,8 @@ pub fn again() {
     let _ = claim();
 }
 
-/// Whether the terminal is another job's, because this process is in the background. Changing its settings or reading from it
-/// would stop the process.
+/// Whether this process is in the background of the terminal. Changing its settings or reading from it would then stop the
+/// process.
 fn is_anothers(fd: RawFd) -> bool {
     // SAFETY: neither call touches memory.
     let (foreground, ours) = unsafe { (libc::tcgetpgrp(fd), libc::getpgrp()) };

@@ -158,6 +158,19 @@ impl Job {
         String::from_utf8(Command::new("stty").arg("-a").stdin(line).output().unwrap().stdout).unwrap()
     }
 
+    /// The turns of the main loop so far.
+    fn turns(&self) -> u64 {
+        let before = self.pty.screen.text().len();
+        self.signal("USR1");
+        let line = self.pty.screen.wait(PATIENCE, |text, _| {
+            let (_, line) = text[before..].split_once("loop main")?;
+            line.split_once('\n').map(|(line, _)| line.to_owned())
+        });
+        let line = line.expect("a dump on the terminal");
+        let turns = line.split_once("turns: ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+        turns.unwrap_or_else(|| panic!("{line}"))
+    }
+
     fn prompts(&self) -> usize {
         self.pty.screen.text().matches("ready> ").count()
     }
@@ -231,6 +244,27 @@ fn job_in_the_background_leaves_the_terminal_alone() {
     job.signal("TERM");
     until("the process does not end", || !Path::new(&format!("/proc/{}", job.monitor)).exists());
     assert!(!folder.path("qmp").exists());
+}
+
+#[test]
+fn line_that_another_job_has_not_read_keeps_no_loop_busy() {
+    let folder = Folder::new();
+    let Some(mut job) = Job::start(&folder) else { return };
+    let prompts = job.prompts();
+    job.signal("TSTP");
+    until("the process does not stop", || state(job.monitor) == 'T');
+    until("the shell has no prompt", || job.prompts() > prompts);
+    job.type_in("bg\n");
+    until("the job does not go on", || state(job.monitor) != 'T');
+    job.type_in("echo be''gun; sleep 1000\n");
+    job.pty.screen.expect("begun\r\n");
+    job.type_in("unread\n");
+    job.pty.screen.expect("unread\r\n");
+    let before = job.turns();
+    // Each dump takes the loop a few turns.
+    (0..20).for_each(|_| _ = job.turns());
+    let turns = job.turns() - before;
+    assert!(turns < 400, "{turns} turns");
 }
 
 /// A thread that is stopped, and no other of its process; by the test's thread, with which that ends.

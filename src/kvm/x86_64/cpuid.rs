@@ -80,7 +80,7 @@ pub fn of_vcpu(supported: &CpuId, index: u8, count: u8, tsc_deadline: bool) -> R
     Ok(cpuid)
 }
 
-/// Takes the performance counters out: Intel's leaf 0xA and the capabilities that leaf 1 says, AMD's extensions.
+/// Hides the performance counters: Intel's leaf 0xA and the capabilities in leaf 1, and AMD's extensions.
 pub fn hide_pmu(cpuid: &mut CpuId) {
     for leaf in cpuid.as_mut_slice() {
         match leaf.function {

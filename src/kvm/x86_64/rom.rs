@@ -1,15 +1,15 @@
-//! The ROM: one page, whose last 16 bytes are the reset vector. What runs there asks for a reset of the machine.
+//! The ROM: one page, whose last 16 bytes are the reset vector. The code there resets the machine.
 //!
-//! A guest comes there in two ways. A kernel that restarts by the BIOS jumps to F000:FFF0 in real mode: this is what Linux
-//! does with hardware-reduced ACPI and without EFI. And a boot vCPU that receives an INIT begins at 0xFFFF_FFF0. So the page
-//! is seen at the end of the first MiB and below 4 GiB, as the end of a PC's firmware is. It is read-only: no guest can
-//! overwrite its way out. Nothing else is in it, and no vCPU begins there at power-on. Read by the host's kernel only.
+//! A guest reaches it in two ways. A kernel that restarts by the BIOS jumps to F000:FFF0 in real mode, as Linux does with
+//! hardware-reduced ACPI and without EFI. And a boot vCPU that receives an INIT begins at 0xFFFF_FFF0. So the page is mapped
+//! at the end of the first MiB and below 4 GiB, like the end of a PC's firmware. It is read-only, so no guest can overwrite
+//! it. The page holds nothing else, and no vCPU begins there at power-on. Only the host's kernel reads it.
 
 use crate::memory::PAGE_BYTES;
 
-/// Where the page is seen below 1 MiB.
+/// The guest's address of the page below 1 MiB.
 pub const LOW: u64 = 0x10_0000 - PAGE_BYTES;
-/// Where it is seen below 4 GiB.
+/// Its address below 4 GiB.
 pub const HIGH: u64 = 0x1_0000_0000 - PAGE_BYTES;
 
 /// How the code asks for the reset: the keyboard controller's command port, and its command.

@@ -82,7 +82,7 @@ impl Initial {
             lapic: vcpu.get_lapic().context(what("local APIC"))?,
             events: vcpu.get_vcpu_events().context(what("pending events"))?,
             mp_state: vcpu.get_mp_state().context(what("run state"))?,
-            // KVM reads none of a processor without XSAVE, and then refuses to write none.
+            // On a processor without XSAVE KVM returns no register, and refuses to write an empty set.
             xcrs: vcpu.get_xcrs().ok().filter(|xcrs| xcrs.nr_xcrs > 0),
             debug: vcpu.get_debug_regs().ok(),
         })
