@@ -16,6 +16,8 @@ use super::{gettid, own_file, terminal};
 
 /// How long the threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the last line may take.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 /// The main thread may take this many times as long: giving back hundreds of GiB of memory takes more than seconds.
 const MAIN: u32 = 12;
 
@@ -38,9 +40,15 @@ impl Deadline {
                 }
                 let others = others();
                 if round == MAIN || !others.is_empty() {
-                    error!("ending without waiting any longer: [{}]", others.join(", "));
                     terminal::restore();
                     own_file::remove_all();
+                    // The log may lie on the file system that hangs.
+                    let (said, heard) = channel::<()>();
+                    thread::spawn(move || {
+                        error!("ending without waiting any longer: [{}]", others.join(", "));
+                        drop(said);
+                    });
+                    let _ = heard.recv_timeout(LOG_PATIENCE);
                     process::exit(code.into());
                 }
             }
