@@ -56,9 +56,9 @@ fn name(path: &Path) -> String {
 fn take(path: &Path, create: bool) -> Result<File> {
     let name = || name(path);
     let refused = |sentence: String| Err(Error::host(format!("{}: {sentence}", name())));
-    // O_NONBLOCK: the open of a FIFO would wait for its other end.
+    // O_NONBLOCK: the open of a FIFO would wait for its other end. O_NOFOLLOW: a link could lead to any file of root's.
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NONBLOCK);
+    options.read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
     let file = options.open(path).context(name)?;
     if !file.metadata().context(name)?.is_file() {
         return refused("it is not a regular file: name another".into());
