@@ -83,6 +83,14 @@ fn open(spec: &DriveSpec, flags: i32) -> Result<File> {
         Err(error) => return Err(not_opened(spec, error)),
         Ok(file) => file,
     };
+    // Before a read can wait: /proc/kmsg has nothing to read at most times.
+    let facts = file.metadata().context(|| format!("{:?}", spec.file))?;
+    if facts.is_file() && facts.len() == 0 && (&file).read(&mut [0]).is_ok_and(|count| count > 0) {
+        return Err(Error::host(format!(
+            "{:?} has no size, as files have that the kernel makes when they are read (/proc, /sys): copy it to a file on a disk",
+            spec.file
+        )));
+    }
     sys_io::set_blocking(file.as_fd()).context(|| format!("{:?}", spec.file))?;
     Ok(file)
 }
@@ -155,12 +163,6 @@ impl DiskFile {
         let is_block_device = kind.is_block_device();
         if !kind.is_file() && !is_block_device {
             return Err(Error::host(format!("{:?} is neither a regular file nor a block device", spec.file)));
-        }
-        if facts.is_file() && facts.len() == 0 && (&file).read(&mut [0]).is_ok_and(|count| count > 0) {
-            return Err(Error::host(format!(
-                "{:?} has no size, as files have that the kernel makes when they are read (/proc, /sys): copy it to a file on a disk",
-                spec.file
-            )));
         }
         let claim = is_block_device && spec.access == Access::ReadWrite;
         if claim {
