@@ -92,8 +92,12 @@ impl Sink {
     /// Writes a line, or counts it as lost.
     pub fn line(&mut self, line: &[u8]) {
         if self.lost > 0 {
-            let note =
-                format!("{} WARN {}: {} log lines were lost: nothing read them\n", clock::utc(), gettid(), self.lost);
+            let note = format!(
+                "{} WARN {}: {} log lines were lost: the log did not take them\n",
+                clock::utc(),
+                gettid(),
+                self.lost
+            );
             if self.takes(note.as_bytes()) {
                 self.lost = 0;
             }

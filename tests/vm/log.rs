@@ -14,7 +14,7 @@ use crate::monitor::{Folder, Monitor, Setup, Tap};
 use crate::pty::Pty;
 
 /// What the count of the lines that were lost is in.
-const LOST: &str = " log lines were lost: nothing read them";
+const LOST: &str = " log lines were lost: the log did not take them";
 
 /// A machine with a disk whose requests are typed.
 fn typed() -> Option<Setup> {
