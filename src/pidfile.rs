@@ -19,7 +19,9 @@ const MAX_BYTES: u64 = 64;
 /// The file, removed when this is dropped.
 #[derive(Debug)]
 pub struct Pidfile {
-    _file: OwnFile,
+    _own: OwnFile,
+    /// Locked, and open so that no other file gets its inode number.
+    _file: File,
 }
 
 impl Pidfile {
@@ -33,7 +35,7 @@ impl Pidfile {
         // Of two processes that replace the same file at the same time, one holds the lock and writes; the other is refused.
         file.set_len(0).and_then(|()| file.rewind()).context(name)?;
         writeln!(file, "{}", process::id()).context(name)?;
-        Ok(Pidfile { _file: OwnFile::new(path).context(name)? })
+        Ok(Pidfile { _own: OwnFile::new(path).context(name)?, _file: file })
     }
 
     /// Checks whether the file could be written. A file that does not exist is made, and removed when the result is dropped.
@@ -63,16 +65,17 @@ fn take(path: &Path, create: bool) -> Result<File> {
     if !file.metadata().context(name)?.is_file() {
         return refused("it is not a regular file: name another".into());
     }
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return refused("another process has locked it: name another".into()),
+    let locked = match file.try_lock() {
+        Ok(()) => false,
+        Err(TryLockError::WouldBlock) => true,
         Err(TryLockError::Error(error)) => return Err(error).context(name),
-    }
+    };
     let mut text = String::new();
     (&file).take(MAX_BYTES).read_to_string(&mut text).context(name)?;
     let text = text.trim();
+    let taken = "another process has locked it: name another";
     if text.is_empty() {
-        return Ok(file);
+        return if locked { refused(taken.into()) } else { Ok(file) };
     }
     let Ok(pid) = text.parse::<u32>() else {
         return refused("the file has other contents than a process id: remove it, or name another".into());
@@ -83,9 +86,28 @@ fn take(path: &Path, create: bool) -> Result<File> {
             "process {pid} ({}) is running: end it, or name another file; if it is no virtual machine, remove this one",
             command.trim_end()
         )),
+        _ if locked => refused(taken.into()),
         _ => {
             warn!("{}: process {pid} has ended and has left this file: it is replaced", name());
             Ok(file)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmm_sys_util::tempdir::TempDir;
+
+    #[test]
+    fn file_that_has_replaced_ours_stays() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.as_path().join("pid");
+        let ours = Pidfile::create(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        // A file system may give it the inode number that has become free.
+        fs::write(&path, "1\n").unwrap();
+        drop(ours);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
     }
 }
