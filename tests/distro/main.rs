@@ -12,4 +12,6 @@
 mod monitor;
 
 mod debian;
+mod disks;
+mod network;
 mod power;
