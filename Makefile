@@ -57,7 +57,7 @@ test-powercut: ## cut the power of a Linux guest at every flush and 200 more poi
 	@tools/deps build linux boot test
 	@tools/run-tests powercut
 
-test-distro: ## boot a Debian 12 with systemd in the nested host: as root, several minutes [TEST=NAME]
+test-distro: ## boot a Debian 12 with systemd, and Debian's kernels, in the nested host: as root, half an hour [TEST=NAME]
 	@tools/deps build linux boot test distro
 	@tools/run-tests distro $(TEST)
 

@@ -13,5 +13,6 @@ mod monitor;
 
 mod debian;
 mod disks;
+mod kernels;
 mod network;
 mod power;
