@@ -12,7 +12,7 @@ PROGRAM := target/x86_64-unknown-linux-gnu/release/loopvisor
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help deps build musl guest linux microvm-kernel boot test test-powercut lint bench bench-qos bench-balloon bench-net bench-nested \
+.PHONY: help deps build musl guest linux microvm-kernel boot test test-powercut test-distro lint bench bench-qos bench-balloon bench-net bench-nested \
     pages screenshot doc \
     licenses install uninstall deb package-test clean
 
@@ -20,7 +20,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
 
 deps: ## install the Debian packages that are missing for any of the targets
-	@tools/deps build linux microvm-kernel boot lint test bench deb package-test
+	@tools/deps build linux microvm-kernel boot lint test bench deb package-test distro
 
 build: ## build the monitor: target/x86_64-unknown-linux-gnu/release/loopvisor
 	@tools/deps build
@@ -56,6 +56,10 @@ test: ## run every test: unit, property, bare-metal guest on /dev/kvm, Linux end
 test-powercut: ## cut the power of a Linux guest at every flush and 200 more points: about ten minutes
 	@tools/deps build linux boot test
 	@tools/run-tests powercut
+
+test-distro: ## boot a Debian 12 with systemd, and Debian's kernels, in the nested host: as root, half an hour [TEST=NAME]
+	@tools/deps build linux boot test distro
+	@tools/run-tests distro $(TEST)
 
 lint: ## check formatting, clippy, documentation, shell and Python scripts; a warning is an error
 	@tools/deps build lint

@@ -400,6 +400,13 @@ fn padded(serial: &str) -> [u8; ID_BYTES] {
     padded
 }
 
+/// Announces one sector before the real size, which is this many sectors: Linux sends udev no event for a size that changes from
+/// or to zero. False where the two are the same.
+fn write_interim_config(page: &Page, sectors: u64) -> bool {
+    page.set_config(CAPACITY, &1u64.to_le_bytes());
+    sectors != 1
+}
+
 /// The little-endian 64-bit word at `at`, which the caller knows to be there.
 fn word64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
@@ -424,6 +431,10 @@ impl Device for Block {
 
     fn write_config(&self, page: &Page) {
         write_config(page, self.disk.sectors(), &self.disk.topology());
+    }
+
+    fn write_interim_config(&self, page: &Page) -> bool {
+        write_interim_config(page, self.disk.sectors())
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {

@@ -20,6 +20,8 @@ pub enum Command {
     Resume,
     /// Put another device in the place of the one that is there, as soon as nothing is in flight in it: hot-plug.
     Exchange(Box<dyn Device>, Done<Exchanged>),
+    /// The driver has read the configuration of that generation, which the page was told to watch.
+    ConfigRead(u32),
     /// Write down the state of device and rings, for whoever looks for a guest that hangs.
     Dump(Done<String>),
 }

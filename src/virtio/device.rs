@@ -54,6 +54,15 @@ pub trait Device: Send + 'static {
     /// Writes the whole configuration space. Called once, before any driver looks.
     fn write_config(&self, page: &Page);
 
+    /// Changes `page`, which holds the whole configuration, to the one that the driver is to read first when this device takes
+    /// the place of another. False if there is none: the whole configuration is announced at once.
+    fn write_interim_config(&self, _page: &Page) -> bool {
+        false
+    }
+
+    /// The driver has read the interim configuration, or (`whole`) the whole one after it.
+    fn config_read(&mut self, _whole: bool) {}
+
     /// The bytes of the configuration space that the driver may write: whole words, which the device itself does not
     /// write, and which are zero again for the next driver. What it writes elsewhere is dropped.
     fn driver_writes(&self) -> &'static [Range<usize>] {
@@ -145,19 +154,23 @@ pub trait Device: Send + 'static {
 pub struct Completions<'a> {
     rings: &'a mut [Option<Ring>],
     page: &'a Page,
+    /// The driver is still to read the interim configuration: it finds the whole one, with every change, after it.
+    interim: bool,
     configured: bool,
     fault: Option<Fault>,
 }
 
 impl<'a> Completions<'a> {
-    pub(super) fn new(rings: &'a mut [Option<Ring>], page: &'a Page) -> Self {
-        Completions { rings, page, configured: false, fault: None }
+    pub(super) fn new(rings: &'a mut [Option<Ring>], page: &'a Page, interim: bool) -> Self {
+        Completions { rings, page, interim, configured: false, fault: None }
     }
 
     /// Replaces bytes of the configuration space from `offset` on, and tells the driver.
     pub fn set_config(&mut self, offset: usize, bytes: &[u8]) {
-        self.page.set_config(offset, bytes);
-        self.configured = true;
+        if !self.interim {
+            self.page.set_config(offset, bytes);
+            self.configured = true;
+        }
     }
 
     /// Gives a chain back with the number of bytes that were written into it. One that the device does not have is a

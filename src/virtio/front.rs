@@ -98,6 +98,16 @@ impl Front {
         if self.page.needs_reset() { self.status | VIRTIO_CONFIG_S_NEEDS_RESET } else { self.status }
     }
 
+    /// The configuration's generation. The worker may be waiting for the driver to have read what it announced.
+    pub(super) fn read_generation(&self) -> u32 {
+        let generation = self.page.generation();
+        if self.page.generation_read() {
+            // A worker that is gone announces nothing more.
+            let _ = self.worker.send(Command::ConfigRead(generation));
+        }
+        generation
+    }
+
     /// The selected queue's greatest size; zero where there is no such queue.
     pub(super) fn queue_max(&self) -> u16 {
         self.queue_max.get(self.queue_sel as usize).copied().unwrap_or(0)

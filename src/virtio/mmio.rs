@@ -33,7 +33,7 @@ impl Front {
             0x70 => self.status(),
             // No shared memory region has any length (section 4.2.2: all ones).
             0xb0 | 0xb4 | 0xb8 | 0xbc => u32::MAX,
-            0xfc => self.page.generation(),
+            0xfc => self.read_generation(),
             _ => 0,
         }
     }
@@ -82,6 +82,7 @@ impl Slot for Front {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset >= CONFIG {
             self.page.config((offset - CONFIG) as usize, data);
+            self.page.config_read();
         } else if let (Ok(word), 0) = (<&mut [u8; 4]>::try_from(&mut *data), offset % 4) {
             *word = self.read_register(offset).to_le_bytes();
         } else {

@@ -2,7 +2,8 @@
 //!
 //! These are the registers that the virtio specification lets change under the driver: the interrupt status, the
 //! configuration space with its generation, and DEVICE_NEEDS_RESET. A vCPU reads them at once, without asking the
-//! worker's thread (invariant I4). Nothing else is shared between the two.
+//! worker's thread (invariant I4). Nothing else is shared between the two, but for how far the driver has read a configuration that
+//! the worker changes again as soon as it was read.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
@@ -14,12 +15,20 @@ pub const INTERRUPT_USED: u32 = 1;
 /// Interrupt status: the configuration, or the device status, has changed.
 pub const INTERRUPT_CONFIG: u32 = 2;
 
+/// How far the driver has read a configuration that must not change again before it has. It reads the generation before and
+/// after, and begins again if they differ (virtio 1.2, section 2.5.2).
+const UNWATCHED: u32 = 0;
+const WRITTEN: u32 = 1;
+const GENERATION_READ: u32 = 2;
+const CONFIG_READ: u32 = 3;
+
 /// The shared words. Their order among each other matters nowhere but in [`Page::set_config`], and none of them is on
 /// the path of a request but the interrupt status, so all accesses are sequentially consistent.
 pub struct Page {
     interrupt_status: AtomicU32,
     generation: AtomicU32,
     needs_reset: AtomicBool,
+    reader: AtomicU32,
     config: [AtomicU32; CONFIG_BYTES / 4],
 }
 
@@ -29,6 +38,7 @@ impl Default for Page {
             interrupt_status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            reader: AtomicU32::new(UNWATCHED),
             config: [const { AtomicU32::new(0) }; CONFIG_BYTES / 4],
         }
     }
@@ -82,6 +92,30 @@ impl Page {
     /// Takes in configuration bytes that the driver writes. They are the driver's to know, so the generation stays.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         self.put(offset, bytes);
+    }
+
+    /// Watches whether the driver reads the configuration as it is now.
+    pub fn watch_reader(&self) {
+        self.reader.store(WRITTEN, SeqCst);
+    }
+
+    /// Ends the watch, if there is one.
+    pub fn unwatch_reader(&self) {
+        self.reader.store(UNWATCHED, SeqCst);
+    }
+
+    /// The driver reads the generation. True once for each watch: the configuration it has read before is whole, and it will
+    /// not read it again.
+    pub fn generation_read(&self) -> bool {
+        self.reader.compare_exchange(CONFIG_READ, UNWATCHED, SeqCst, SeqCst).is_ok() || {
+            let _ = self.reader.compare_exchange(WRITTEN, GENERATION_READ, SeqCst, SeqCst);
+            false
+        }
+    }
+
+    /// The driver reads the configuration.
+    pub fn config_read(&self) {
+        let _ = self.reader.compare_exchange(GENERATION_READ, CONFIG_READ, SeqCst, SeqCst);
     }
 
     fn put(&self, offset: usize, bytes: &[u8]) {

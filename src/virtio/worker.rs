@@ -26,6 +26,9 @@ const COMMANDS: u32 = 0x80;
 const TIMER: u32 = 0x81;
 const CALL: u32 = 0x82;
 const BROKEN: u32 = 0x83;
+const UNREAD: u32 = 0x84;
+/// How long a driver has to read an interim configuration. Linux does it at once, but may be slow to run.
+const INTERIM_NS: u64 = 10_000_000_000;
 /// Chains served of one queue before the other handlers of the loop have their turn (G10).
 const BUDGET: usize = 64;
 
@@ -71,13 +74,24 @@ pub struct Worker {
     pauses: Vec<Done<()>>,
     /// Also waiting for that: the device that takes its place, and the slip in which it leaves.
     exchange: Option<(Box<dyn Device>, Done<Exchanged>)>,
+    /// What the driver is still to read of the device that took another's place.
+    unread: Option<Unread>,
+    /// The end of its time for that.
+    interim_end: Option<Key>,
     log: FaultLog,
+}
+
+/// Which configuration a driver is to read: the interim one, or the whole one that follows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    Interim,
+    Whole,
 }
 
 impl Worker {
     /// A worker for `device`, which writes its configuration to `page`.
     pub fn new(device: Box<dyn Device>, page: Arc<Page>, interrupt: Interrupt, commands: Receiver<Command>) -> Self {
-        configure(&*device, &page);
+        configure(&*device, &page, false);
         Worker {
             device,
             page,
@@ -96,6 +110,8 @@ impl Worker {
             reset: None,
             pauses: Vec::new(),
             exchange: None,
+            unread: None,
+            interim_end: None,
             log: FaultLog::default(),
         }
     }
@@ -130,6 +146,7 @@ impl Worker {
                 self.live = false;
                 self.tell_running(cx);
                 self.forget_kicks(cx);
+                self.end_interim();
                 self.reset = Some(done);
             }
             Command::Pause(done) => {
@@ -141,6 +158,9 @@ impl Worker {
             Command::Resume => {
                 self.paused = false;
                 self.tell_running(cx);
+                if self.unread == Some(Unread::Interim) {
+                    self.arm_interim_end(cx);
+                }
                 if self.exchange.is_some() {
                     // It has every ring looked at when it is done.
                     return;
@@ -164,6 +184,9 @@ impl Worker {
                     done.end(Err((device, refusal)));
                 }
             },
+            // What was read before another device came says nothing of that one.
+            Command::ConfigRead(generation) if generation == self.page.generation() => self.config_read(cx),
+            Command::ConfigRead(_) => {}
             Command::Dump(done) => done.end(self.dump()),
         }
     }
@@ -334,7 +357,8 @@ impl Worker {
     /// Takes in what the device has finished, and interrupts the driver at most once for that and for what was finished
     /// on the spot.
     fn settle(&mut self, cx: &mut Cx<'_>) -> std::result::Result<(), Fault> {
-        let mut completions = Completions::new(&mut self.rings, &self.page);
+        let interim = self.unread == Some(Unread::Interim);
+        let mut completions = Completions::new(&mut self.rings, &self.page, interim);
         self.device.reap(cx, &mut completions);
         if completions.outcome()? && self.live {
             self.interrupt.config();
@@ -363,10 +387,10 @@ impl Worker {
                 before.into_iter().for_each(|watch| cx.unwatch(watch));
                 let gone = std::mem::replace(&mut self.device, device);
                 self.running = false;
-                configure(&*self.device, &self.page);
+                let interim = configure(&*self.device, &self.page, self.live);
                 if self.live {
                     self.device.begin(self.features, &self.page, cx.now_ns());
-                    self.interrupt.config();
+                    self.announce(interim.then_some(Unread::Interim), cx);
                 }
                 done.end(Ok(gone));
             }
@@ -383,6 +407,61 @@ impl Worker {
             self.hear_kicks(Interest::READ, cx);
             self.ask_again(cx);
         }
+    }
+
+    /// Tells the driver of the configuration that was just written, and watches it read that if something depends on it.
+    fn announce(&mut self, unread: Option<Unread>, cx: &mut Cx<'_>) {
+        self.unread = unread;
+        match unread {
+            Some(_) => self.page.watch_reader(),
+            None => self.page.unwatch_reader(),
+        }
+        if unread == Some(Unread::Interim) && !self.paused {
+            self.arm_interim_end(cx);
+        }
+        self.interrupt.config();
+    }
+
+    fn arm_interim_end(&mut self, cx: &mut Cx<'_>) {
+        if let Some(timer) = self.interim_end
+            && let Err(e) = cx.arm(timer, cx.now_ns().saturating_add(INTERIM_NS))
+        {
+            error!("{}: {e}", self.device.id());
+        }
+    }
+
+    /// The driver has read what was announced.
+    fn config_read(&mut self, cx: &mut Cx<'_>) {
+        match self.unread {
+            Some(Unread::Interim) => {
+                self.device.config_read(false);
+                self.announce_whole(cx);
+            }
+            Some(Unread::Whole) => {
+                self.unread = None;
+                // What it sent before it knew is answered as before.
+                if self.device.is_vacant()
+                    && let Err(fault) = self.clear_rings(cx)
+                {
+                    self.fault(fault, cx);
+                }
+                self.device.config_read(true);
+            }
+            None => {}
+        }
+    }
+
+    fn announce_whole(&mut self, cx: &mut Cx<'_>) {
+        configure(&*self.device, &self.page, false);
+        self.announce(Some(Unread::Whole), cx);
+    }
+
+    /// The next driver, or the reset of this one, finds the whole configuration.
+    fn end_interim(&mut self) {
+        if self.unread.take() == Some(Unread::Interim) {
+            configure(&*self.device, &self.page, false);
+        }
+        self.page.unwatch_reader();
     }
 
     /// Has the device, which answers at once, answer all that is in the rings now, whether or not the machine is paused.
@@ -432,6 +511,7 @@ impl Worker {
         self.live = false;
         self.tell_running(cx);
         self.forget_kicks(cx);
+        self.end_interim();
         self.page.set_needs_reset();
         self.interrupt.config();
     }
@@ -455,13 +535,16 @@ impl Worker {
     }
 }
 
-/// Writes the configuration of `device` to the page in one change, so that a driver never reads half of it.
-fn configure(device: &dyn Device, page: &Page) {
+/// Writes the configuration of `device` to the page in one change, so that a driver never reads half of it; the interim one if
+/// that is wanted and there is one, which it returns.
+fn configure(device: &dyn Device, page: &Page, interim: bool) -> bool {
     let written = Page::default();
     device.write_config(&written);
+    let interim = interim && device.write_interim_config(&written);
     let mut bytes = [0; CONFIG_BYTES];
     written.config(0, &mut bytes);
     page.set_config(0, &bytes);
+    interim
 }
 
 impl Handler for Worker {
@@ -472,6 +555,7 @@ impl Handler for Worker {
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<()> {
         cx.listen(&self.commands, COMMANDS);
         self.timer = Some(cx.timer(TIMER)?);
+        self.interim_end = Some(cx.timer(UNREAD)?);
         self.device.attach(cx)
     }
 
@@ -486,6 +570,13 @@ impl Handler for Worker {
             TIMER => {
                 self.armed_ns = None;
                 self.serve_waiting(cx)
+            }
+            UNREAD => {
+                // A driver that is stopped cannot read; its time begins again when it goes on.
+                if self.unread == Some(Unread::Interim) && !self.paused {
+                    self.announce_whole(cx);
+                }
+                Flow::Done
             }
             CALL => {
                 self.interrupt.used();

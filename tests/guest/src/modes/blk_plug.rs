@@ -22,6 +22,9 @@ const CONFIG_CHANGED: u32 = 2;
 /// Between two looks at the interrupt status of all slots, which cost an exit each.
 const LOOK_NS: u64 = 1_000_000;
 
+/// The size that is announced between none and that of a disk.
+const STEP_SECTORS: u64 = 1;
+
 /// A slot, and the load on the disk in it.
 struct Slot {
     pool: Pool,
@@ -80,8 +83,11 @@ impl Slot {
     /// Looks how large the disk is now, and tries it if that has changed.
     fn look(&mut self, words: Words) -> Outcome {
         let disk = &self.pool.disk;
-        let sectors = u64::from(disk.config32(0)) | u64::from(disk.config32(4)) << 32;
-        let (number, before) = (disk.number, core::mem::replace(&mut self.sectors, sectors));
+        let (number, sectors) = (disk.number, disk.capacity());
+        if sectors == STEP_SECTORS {
+            return self.step();
+        }
+        let before = core::mem::replace(&mut self.sectors, sectors);
         if sectors == before {
             return Ok(());
         }
@@ -102,12 +108,8 @@ impl Slot {
             return Ok(());
         }
         let mut name = [0; 20];
-        let identified = self.one(T_GET_ID, 0)?;
-        for (offset, byte) in (0..).zip(&mut name) {
-            *byte = self.pool.data(0).read8(offset);
-        }
-        let name = name.split(|byte| *byte == 0).next().and_then(|name| core::str::from_utf8(name).ok());
-        let name = name.unwrap_or("(not text)");
+        let identified = self.identify(&mut name)?;
+        let name = text(&name);
         let last = (sectors - BLOCK.div_ceil(SECTOR).min(sectors)) & !(BLOCK / SECTOR - 1);
         let mark = sectors ^ 0x706c_7567;
         self.pool.data(0).fill(0);
@@ -128,6 +130,29 @@ impl Slot {
             self.kick();
         }
         Ok(())
+    }
+
+    /// What comes between no disk and a disk. Linux' udev asks for the serial number then.
+    fn step(&mut self) -> Outcome {
+        let number = self.pool.disk.number;
+        if self.loaded {
+            say!("plug: step disk={number}");
+            return Ok(());
+        }
+        self.sectors = STEP_SECTORS;
+        let mut name = [0; 20];
+        let identified = self.identify(&mut name)?;
+        say!("plug: step disk={number} id={} get_id={identified}", text(&name));
+        Ok(())
+    }
+
+    /// Asks for the serial number: the status.
+    fn identify(&mut self, name: &mut [u8; 20]) -> Outcome<u8> {
+        let identified = self.one(T_GET_ID, 0)?;
+        for (offset, byte) in (0..).zip(name) {
+            *byte = self.pool.data(0).read8(offset);
+        }
+        Ok(identified)
     }
 
     /// One request on the first of the pool's slots, while there is no load: its status.
@@ -184,4 +209,10 @@ impl Slot {
         }
         Ok(())
     }
+}
+
+/// A serial number.
+fn text(name: &[u8; 20]) -> &str {
+    let name = name.split(|byte| *byte == 0).next().and_then(|name| core::str::from_utf8(name).ok());
+    name.unwrap_or("(not text)")
 }

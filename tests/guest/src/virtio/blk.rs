@@ -3,7 +3,7 @@
 use crate::clock::Patience;
 use crate::memory::{self, Dma};
 use crate::text::Outcome;
-use crate::virtio::mmio::{CONFIG, Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
+use crate::virtio::mmio::{CONFIG, CONFIG_GENERATION, Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use crate::virtio::ring::{Desc, INDIRECT, NEXT, Ring, Used, WRITE};
 use crate::words::Words;
 
@@ -111,10 +111,24 @@ impl Disk {
 
     fn bring_up(&mut self) -> Outcome {
         self.device.negotiate(self.features)?;
-        self.capacity_sectors = u64::from(self.config32(0)) | u64::from(self.config32(4)) << 32;
+        self.capacity_sectors = self.capacity();
         self.device.set_queue(0, &self.ring);
         self.device.go();
         Ok(())
+    }
+
+    /// The capacity as it is now, read until the generation stays the same (virtio 1.2, 2.5.2).
+    pub fn capacity(&self) -> u64 {
+        let registers = self.device.registers;
+        let mut generation = registers.read32(CONFIG_GENERATION);
+        loop {
+            let sectors = u64::from(self.config32(0)) | u64::from(self.config32(4)) << 32;
+            let now = registers.read32(CONFIG_GENERATION);
+            if now == generation {
+                return sectors;
+            }
+            generation = now;
+        }
     }
 
     /// A word of the configuration space (virtio 1.2, 5.2.4).
