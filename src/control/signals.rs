@@ -59,7 +59,7 @@ fn told(signal: Signal) -> String {
     let name = ENDS.into_iter().find(|(number, _)| *number == signal.number).map(|(_, name)| name.to_owned());
     let name = name.unwrap_or_else(|| format!("signal {}", signal.number));
     match (signal.sender, fs::read_to_string(format!("/proc/{}/comm", signal.sender))) {
-        (0, _) => format!("{name} from the kernel, or from outside this container"),
+        (0, _) => format!("{name} from the kernel (by ^C, for one), or from outside this container"),
         (sender, Ok(command)) => format!("{name} from process {sender} ({})", command.trim_end()),
         (sender, Err(_)) => format!("{name} from process {sender}, which has ended"),
     }

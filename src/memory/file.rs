@@ -38,6 +38,9 @@ impl Backing {
         let what = || format!("-mem-path {}", path.display());
         let nameless = path.is_dir();
         let (file, made) = if nameless { nameless_in(path) } else { open_or_make(path) }.context(what)?;
+        if made && !nameless {
+            log::info!("-mem-path {}: there was no such file or folder, and a file was made", path.display());
+        }
         // A private mapping leaves the file as it is, so any number of VMs may start from it.
         lock::take(&file, path, if shared { Lock::Exclusive } else { Lock::Shared }).context(what)?;
         Backing::on(file, bytes, nameless)
@@ -76,8 +79,7 @@ impl Backing {
         // Of huge pages the mapping itself says whether there are enough.
         if !system.is_hugetlb && system.free_bytes < missing {
             return Err(Error::host(format!(
-                "the file system has {} MiB free, and {} MiB are needed: a guest that touches what is not there would end \
-                 the monitor; accepted: less memory, or a path with more room",
+                "the file system has {} MiB free, and {} MiB are needed: use less memory (-m), or a path with more room",
                 system.free_bytes >> 20,
                 missing.div_ceil(1 << 20)
             )));
