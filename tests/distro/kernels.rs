@@ -9,17 +9,6 @@ use serde_json::json;
 use crate::debian::given;
 use crate::monitor::{Directory, Monitor};
 
-const NAMES: [&str; 8] = [
-    "bookworm-cloud",
-    "bookworm-plain",
-    "bookworm-backports-cloud",
-    "bookworm-backports-plain",
-    "trixie-cloud",
-    "trixie-plain",
-    "trixie-backports-cloud",
-    "trixie-backports-plain",
-];
-
 /// A life with each way to go on: a reboot, a panic, and power-off.
 fn three_lives(name: &str, file: &str, cpus: u32) {
     let folder = format!("{}/{name}", given("LOOPVISOR_DISTRO_KERNELS"));
@@ -77,27 +66,42 @@ fn three_lives(name: &str, file: &str, cpus: u32) {
     }
 }
 
-/// Every kernel in that form.
-fn every_kernel(file: &str, cpus: u32) {
-    NAMES.iter().for_each(|name| three_lives(name, file, cpus));
+/// A test for each form of a kernel, so that what fails has a name and is tried again by itself.
+macro_rules! kernels {
+    ($($module:ident: $name:literal),* $(,)?) => {
+        $(mod $module {
+            use super::three_lives;
+
+            #[test]
+            fn lives_thrice_from_a_bzimage() {
+                three_lives($name, "vmlinuz", 1);
+            }
+
+            #[test]
+            fn lives_thrice_from_an_elf_file() {
+                three_lives($name, "vmlinux", 1);
+            }
+
+            #[test]
+            fn lives_thrice_from_a_bzimage_on_four_vcpus() {
+                three_lives($name, "vmlinuz", 4);
+            }
+
+            #[test]
+            fn lives_thrice_from_an_elf_file_on_four_vcpus() {
+                three_lives($name, "vmlinux", 4);
+            }
+        })*
+    };
 }
 
-#[test]
-fn every_kernel_lives_thrice_from_a_bzimage() {
-    every_kernel("vmlinuz", 1);
-}
-
-#[test]
-fn every_kernel_lives_thrice_from_an_elf_file() {
-    every_kernel("vmlinux", 1);
-}
-
-#[test]
-fn every_kernel_lives_thrice_from_a_bzimage_on_four_vcpus() {
-    every_kernel("vmlinuz", 4);
-}
-
-#[test]
-fn every_kernel_lives_thrice_from_an_elf_file_on_four_vcpus() {
-    every_kernel("vmlinux", 4);
+kernels! {
+    bookworm_cloud: "bookworm-cloud",
+    bookworm_plain: "bookworm-plain",
+    bookworm_backports_cloud: "bookworm-backports-cloud",
+    bookworm_backports_plain: "bookworm-backports-plain",
+    trixie_cloud: "trixie-cloud",
+    trixie_plain: "trixie-plain",
+    trixie_backports_cloud: "trixie-backports-cloud",
+    trixie_backports_plain: "trixie-backports-plain",
 }
