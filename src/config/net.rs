@@ -130,7 +130,7 @@ pub fn netdev(text: &str, spec: &mut VmSpec) -> Result<()> {
     let throttling = throttling.iter().map(String::as_str);
     let split = text.split(',').next().is_some_and(|word| word == "tap" || word.starts_with("type="));
     let keys: &[&str] = if split {
-        &["type", "id", "ifname", "fd", "fds", "queues", "vhost", "vhostfd", "vhostfds"]
+        &["type", "id", "ifname", "script", "downscript", "fd", "fds", "queues", "vhost", "vhostfd", "vhostfds"]
     } else {
         &["id", "netdev", "mac", "iothread", "fds", "queues", "queue-size", "vhost", "vhostfd", "vhostfds"]
     };
@@ -138,8 +138,9 @@ pub fn netdev(text: &str, spec: &mut VmSpec) -> Result<()> {
     let pairs = KeyValues::read("-netdev", text, &keys, |place, item| (place == 0).then_some(("type", item)))?;
     if split {
         pairs.get("type", "tap", |kind| (kind == "tap").then_some(()))?;
-    }
-    if split {
+        for script in ["script", "downscript"] {
+            pairs.get(script, "no: the tap is set up before the start", |value| (value == "no").then_some(()))?;
+        }
         spec.netdevs.push(NetdevSpec { id: id(&pairs)?, tap: tap(&pairs, "ifname", THROTTLING)? });
     } else {
         spec.nics.push(nic_of(&pairs, THROTTLING)?);

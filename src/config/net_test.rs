@@ -127,6 +127,13 @@ fn descriptors_are_one_a_pair_of_queues() {
 }
 
 #[test]
+fn scripts_of_a_tap_may_only_be_no() {
+    assert!(try_read("tap,id=a,ifname=t,script=no,downscript=no", None).is_ok());
+    let told = refusal("tap,id=a,ifname=t,script=/etc/qemu-ifup");
+    assert!(told.contains("no: the tap is set up before the start"), "{told}");
+}
+
+#[test]
 fn vhost_is_refused_with_the_reason_and_off_is_accepted() {
     read("id=a,netdev=t,vhost=off");
     for text in ["vhost=on", "vhostfd=7", "vhostfds=7", "vhost=off,vhostfds=7"] {
