@@ -222,6 +222,9 @@ impl Plug {
         }
         check_name("id", id)?;
         check_free(id, inventory)?;
+        if asked.netdev.is_some() {
+            return Err(Error::usage("Parameter 'netdev' is only for NICs; use 'drive'"));
+        }
         if let Some(size) = asked.logical_block_size.filter(|&size| size != LOGICAL_BLOCKS[0]) {
             return Err(Error::usage(format!(
                 "Parameter 'logical_block_size' does not accept value '{size}': a hot-plugged disk has the {}-byte blocks \

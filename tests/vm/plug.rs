@@ -241,6 +241,7 @@ fn rules_d1_5_and_d2_5_and_every_other_mistake_is_told_and_leaves_nothing_behind
             "GenericError",
             &["'num-queues'", "1 only"],
         ),
+        ("device_add", with(device("spare", "0x1"), "netdev", json!("x")), "GenericError", &["'netdev'", "'drive'"]),
         ("device_add", with(device("spare", "0x1"), "queue-size", json!(64)), "GenericError", &["'queue-size'", "256"]),
         ("device_add", with(device("spare", "0x1"), "serial", json!("x".repeat(21))), "GenericError", &["at most 20"]),
         (

@@ -168,6 +168,12 @@ fn every_mistake_about_a_nic_is_told_and_leaves_nothing_behind() {
         ("device_add", device("spare", "0x2"), "GenericError", &["no NIC slot 0x2"]),
         ("device_add", device("spare", "eth1"), "GenericError", &["'addr'", "'eth1'"]),
         ("device_add", with(device("spare", "0x1"), "lun", json!(0)), "GenericError", &["'lun'"]),
+        (
+            "device_add",
+            with(device("spare", "0x1"), "physical_block_size", json!(512)),
+            "GenericError",
+            &["'physical_block_size'", "disks"],
+        ),
         ("device_add", with(device("spare", "0x1"), "iothread", json!("a")), "GenericError", &["rule D1.5"]),
         ("device_add", device("nobody", "0x1"), "DeviceNotFound", &["'nobody'", "netdev_add"]),
         ("device_add", with(device("x", "0x1"), "netdev", json!("net0")), "GenericError", &["in use by device 'net0'"]),

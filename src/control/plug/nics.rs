@@ -170,8 +170,13 @@ impl Plug {
     fn plan_nic(&self, asked: &DeviceAdd, inventory: &Inventory) -> Result<(usize, usize)> {
         check_name("id", &asked.id)?;
         check_free(&asked.id, inventory)?;
-        let disks =
-            [("lun", asked.lun.is_some()), ("drive", asked.drive.is_some()), ("serial", asked.serial.is_some())];
+        let disks = [
+            ("lun", asked.lun.is_some()),
+            ("drive", asked.drive.is_some()),
+            ("serial", asked.serial.is_some()),
+            ("logical_block_size", asked.logical_block_size.is_some()),
+            ("physical_block_size", asked.physical_block_size.is_some()),
+        ];
         if let Some((name, _)) = disks.iter().find(|(_, given)| *given) {
             return Err(Error::usage(format!("Parameter '{name}' is only for disks; use 'addr' and 'netdev'")));
         }
