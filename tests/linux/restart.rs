@@ -202,6 +202,27 @@ fn linux_reboots_by_one_reset_with_a_device_on_every_line() {
     assert!(!monitor.console().contains("Kernel panic"), "{}", monitor.console());
 }
 
+/// Without ACPI the microVM kernel finds its vCPUs in the MP table, its disk on the command line, and no pvpanic: a panic restarts it
+/// too. It knows no way to switch the machine off.
+#[test]
+fn linux_reboots_by_every_way_without_acpi() {
+    let directory = Directory::new();
+    let drive = format!("id=one,file={},direct=off", directory.image("a.img", 8 << 20));
+    let options = ["-smp", &cpus().to_string(), "-drive", &drive];
+    let mut lives = Lives::start(&microvm::kernel("bzImage"), "acpi=off loopvisor.script=restart", &options);
+    WAYS.iter().for_each(|way| lives.restart(way));
+    lives.qmp.run("quit");
+    assert_eq!(lives.monitor.wait(), 0);
+    let reset = ("RESET".to_owned(), json!({ "guest": true, "reason": "guest-reset" }));
+    let told: Vec<_> = lives.qmp.finish().into_iter().filter(|(name, _)| name == "RESET").collect();
+    assert_eq!(told, vec![reset; WAYS.len()]);
+    let told = lives.monitor.lines("restart: the ");
+    assert_eq!(told[1..], vec!["disk holds what the last life has written"; WAYS.len()]);
+    assert_eq!(lives.monitor.lines(&format!("restart: ready on {} vCPUs", cpus())).len(), WAYS.len() + 1);
+    let panics = lives.monitor.console().lines().filter(|line| line.contains("Kernel panic")).count();
+    assert_eq!(panics, WAYS.iter().filter(|way| is_panic(way)).count());
+}
+
 /// Without ACPI this kernel finds one vCPU, the serial port, and nothing else: it was built without MP tables and without
 /// `virtio_mmio.device=`.
 #[test]
