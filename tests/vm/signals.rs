@@ -171,6 +171,16 @@ impl Job {
         turns.unwrap_or_else(|| panic!("{line}"))
     }
 
+    /// `^Z`, and `bg` at the shell's next prompt.
+    fn go_to_background(&mut self) {
+        let prompts = self.prompts();
+        self.signal("TSTP");
+        until("the process does not stop", || state(self.monitor) == 'T');
+        until("the shell has no prompt", || self.prompts() > prompts);
+        self.type_in("bg\n");
+        until("the job does not go on", || state(self.monitor) != 'T');
+    }
+
     fn prompts(&self) -> usize {
         self.pty.screen.text().matches("ready> ").count()
     }
@@ -220,12 +230,7 @@ fn stop_signal_restores_the_terminal_before_the_stop() {
 fn job_in_the_background_leaves_the_terminal_alone() {
     let folder = Folder::new();
     let Some(mut job) = Job::start(&folder) else { return };
-    let prompts = job.prompts();
-    job.signal("TSTP");
-    until("the process does not stop", || state(job.monitor) == 'T');
-    until("the shell has no prompt", || job.prompts() > prompts);
-    job.type_in("bg\n");
-    until("the job does not go on", || state(job.monitor) != 'T');
+    job.go_to_background();
     job.type_in("stty -a | grep -c ' icanon'; echo done\n");
     job.pty.screen.expect("done\r\nready> ");
     assert!(!job.stty().contains("-icanon"), "{}", job.stty());
@@ -235,11 +240,7 @@ fn job_in_the_background_leaves_the_terminal_alone() {
     until("the shell has the terminal", || job.pty.screen.text().ends_with("server,nowait\r\n"));
     job.type_in("\n");
     job.expect_raw();
-    let prompts = job.prompts();
-    job.signal("TSTP");
-    until("the shell has no prompt", || job.prompts() > prompts);
-    job.type_in("bg\n");
-    until("the job does not go on", || state(job.monitor) != 'T');
+    job.go_to_background();
     // Restoring the terminal would stop the process here.
     job.signal("TERM");
     until("the process does not end", || !Path::new(&format!("/proc/{}", job.monitor)).exists());
@@ -250,12 +251,7 @@ fn job_in_the_background_leaves_the_terminal_alone() {
 fn line_that_another_job_has_not_read_keeps_no_loop_busy() {
     let folder = Folder::new();
     let Some(mut job) = Job::start(&folder) else { return };
-    let prompts = job.prompts();
-    job.signal("TSTP");
-    until("the process does not stop", || state(job.monitor) == 'T');
-    until("the shell has no prompt", || job.prompts() > prompts);
-    job.type_in("bg\n");
-    until("the job does not go on", || state(job.monitor) != 'T');
+    job.go_to_background();
     job.type_in("echo be''gun; sleep 1000\n");
     job.pty.screen.expect("begun\r\n");
     job.type_in("unread\n");
