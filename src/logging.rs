@@ -90,8 +90,8 @@ pub fn check_inputs(spec: &VmSpec) -> Result<()> {
     }
 }
 
-/// Checks whether the log could be written; returns the locked file, if it exists. A file that does not exist is not left
-/// behind.
+/// Checks whether the log could be written; returns the locked file, if it exists. A file that this call makes is
+/// removed again.
 ///
 /// # Errors
 /// As [`start`].

@@ -83,7 +83,7 @@ fn take(path: &Path, create: bool) -> Result<File> {
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
         // In a container each start of the monitor may get the same process id.
         Ok(command) if pid != process::id() => refused(format!(
-            "process {pid} ({}) is running: end it, or name another file; if it is no virtual machine, remove this one",
+            "process {pid} ({}) is running: end it, or name another file; if it is not a virtual machine, remove this one",
             command.trim_end()
         )),
         _ if locked => refused(taken.into()),

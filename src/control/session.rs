@@ -60,7 +60,7 @@ impl Seat {
     }
 }
 
-/// The error that a client reads when there is no room for it.
+/// The error for a client beyond the limit.
 fn no_room() -> Error {
     Error::usage(format!(
         "{MAX_CLIENTS} clients are connected to this socket, and a client that has not sent qmp_capabilities makes room for others; \

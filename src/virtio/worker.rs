@@ -439,7 +439,7 @@ impl Worker {
             }
             Some(Unread::Whole) => {
                 self.unread = None;
-                // What it sent before it knew is answered as before.
+                // Requests that the driver sent before it knew are answered as before.
                 if self.device.is_vacant()
                     && let Err(fault) = self.clear_rings(cx)
                 {

@@ -68,7 +68,7 @@ impl Typed {
         Some(Typed::start(setup.drive("fast", &memory.image("fast.img", 8 << 20), &format!("direct=off{home}"))))
     }
 
-    /// That the operator is told of a request of disk 0 that has failed, and that the machine and disk 1 still work.
+    /// Checks that a failed request of disk 0 is reported by an event, and that the VM and disk 1 still work.
     #[track_caller]
     pub fn check_failure(&mut self, failed: &str, operation: &str, no_space: bool) {
         let event = self.client.await_event("BLOCK_IO_ERROR");

@@ -242,7 +242,7 @@ pub struct Monitor {
     stdin: Option<ChildStdin>,
     /// What the guest writes to its serial port; empty if the output went elsewhere.
     pub serial: Tap,
-    /// What it writes to standard error; empty if that is another file.
+    /// Its standard error; empty if that is another file.
     pub log: Tap,
     log_is_elsewhere: bool,
     line: String,
@@ -311,7 +311,7 @@ impl Monitor {
             assert!(Instant::now() < until, "the monitor does not end");
             thread::sleep(Duration::from_millis(1));
         };
-        // What it wrote last is on its way.
+        // Its last lines may still be on their way.
         let _ = self.log.wait(PATIENCE, |_, ended| (ended || self.log_is_elsewhere).then_some(()));
         status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
     }

@@ -87,7 +87,7 @@ fn signals_of_writes_and_of_vcpus_end_nothing() {
 
 #[test]
 fn signals_ignored_at_the_start_stay_ignored() {
-    // What nohup and a script's & do.
+    // As nohup and a script's & do.
     for (ignored, sent) in [("HUP", "HUP"), ("INT QUIT", "INT"), ("INT QUIT", "QUIT")] {
         let Some(setup) = idle("mode=idle") else { return };
         let script = format!("trap '' {ignored}; exec \"$@\"");

@@ -274,7 +274,7 @@ fn plug_after_an_unplug_is_announced_by_its_own_steps() {
     rig.unplug();
     let generation = rig.guest.read(reg::CONFIG_GENERATION);
     rig.plug(&files[1], "two");
-    // What a vCPU reports that read the unplug's first step while the plug was under way.
+    // The report of a vCPU that read the unplug's first step during the plug.
     assert!(rig.guest.worker.send(Command::ConfigRead(generation)).is_ok());
     rig.guest.turn();
     assert_eq!(rig.word(0), 1);
